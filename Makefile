@@ -1,0 +1,63 @@
+# Everything a developer runs, one command each. `make setup` is part of all of them and does nothing when it is up to date.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+TORCH := $(shell sed -n 's/^torch==/&/p' constraints.txt)
+PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help setup quickstart test test-slow test-real check check-format check-lint check-types check-layers format clean
+
+help:  ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*  ## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(READY)  ## Install everything into .venv (PYTHON=python3.12 chooses the interpreter)
+
+# torch comes first and alone, so that no later requirement can choose another one. deepspeed exists as source only and imports torch
+# while it is built: an isolated build without torch compiles nothing ahead of time and needs no CUDA toolkit.
+$(READY): pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit("lit_align needs Python 3.11 or later, $(PYTHON) is %d.%d: run `make setup PYTHON=python3.11`." % v[:2])'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP_INSTALL) '$(TORCH)'
+	DS_BUILD_OPS=0 $(PIP_INSTALL) --use-pep517 -e '.[dev]'
+	@touch $@
+
+quickstart: $(READY)  ## Align a tiny policy on the embedded world
+	$(BIN)/lit-align quickstart
+
+test test-slow: export HF_HUB_OFFLINE := 1
+test: $(READY)  ## Run the tests and doctests
+	$(BIN)/python -m pytest
+
+test-slow: $(READY)  ## Run the tests marked slow
+	$(BIN)/python -m pytest -m slow
+
+test-real: export HF_HUB_OFFLINE := 1
+test-real: export LIT_ALIGN_DATA := $(or $(LIT_ALIGN_DATA),$(realpath ../shared/data))
+test-real: $(READY)  ## Run the tests on real data, from the folder LIT_ALIGN_DATA
+	@if [ -z "$$LIT_ALIGN_DATA" ]; then echo "No real data: set LIT_ALIGN_DATA to its folder. Nothing was tested."; \
+	else $(BIN)/python -m pytest -m real || { code=$$?; [ $$code = 5 ] && echo "No test is marked real: nothing was tested." || exit $$code; }; fi
+
+check: check-format check-lint check-types check-layers  ## Check format, lint, types and who imports whom (-k: all of them, whatever fails)
+
+check-format: $(READY)
+	$(BIN)/ruff format --check
+
+check-lint: $(READY)
+	$(BIN)/ruff check
+
+check-types: $(READY)
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+check-layers: $(READY)
+	$(BIN)/python -m pytest -q tests/test_layers.py
+
+format: $(READY)  ## Format the code and mend what lint can mend
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+clean:  ## Remove caches and builds; .venv and runs stay
+	rm -rf build dist .pytest_cache .ruff_cache
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
