@@ -1,0 +1,387 @@
+"""The vocabulary: what flows through one rollout, and the roles that make it flow.
+
+Axes: ``B`` prompts, ``K`` responses per prompt, ``P`` prompt tokens (padded on the left), ``T`` response tokens (padded on
+the right). A field declared with ``axes("BKT")`` is a tensor with exactly those axes, and a record checks on construction
+that every letter has one size, so that a transposed or misaligned tensor fails where it is made. Log-probabilities are in
+nats, at the policy's temperature.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, NotRequired, Protocol, Self, TypedDict
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+
+Message = Mapping[str, str]
+"""One turn of a chat: ``{"role": ..., "content": ...}``."""
+
+Diagnostics = dict[str, Tensor]
+"""Detached quantities keyed ``group/quantity``: one per response ``[B, K]``, or one for all ``[]``."""
+
+
+class UserError(Exception):
+    """A mistake in a config or a file: the message says what was expected, what came and what to do; the command line
+    shows it without a stack trace."""
+
+
+def axes(letters: str, **options: Any) -> Any:
+    """A dataclass field that holds a tensor with these axes; ``"BK|BKT"`` allows either."""
+    return field(metadata={"axes": tuple(letters.split("|"))}, **options)
+
+
+class TensorRecord:
+    """A frozen dataclass of tensors: moved and sliced as one. Fields that are no tensors stay as they are."""
+
+    __slots__ = ()
+
+    def __post_init__(self) -> None:
+        sizes: dict[str, tuple[int, str]] = {}
+        for name, tensor, letters in self.tensors():
+            if tensor.dim() != len(letters):
+                raise ValueError(f"{type(self).__name__}.{name} should have axes {letters or '()'}, got shape {tuple(tensor.shape)}.")
+            for letter, size in zip(letters, tensor.shape, strict=True):
+                known, where = sizes.setdefault(letter, (size, name))
+                if size != known:
+                    raise ValueError(f"{type(self).__name__}.{name} has {letter} = {size}, but {where} has {letter} = {known}.")
+
+    def tensors(self) -> list[tuple[str, Tensor, str]]:
+        """Name, tensor and axes of every tensor field that is filled."""
+        found = []
+        for f in fields(self):  # pyright: ignore[reportArgumentType]
+            value = getattr(self, f.name)
+            if isinstance(value, Tensor):
+                allowed = f.metadata["axes"]
+                found.append((f.name, value, next((a for a in allowed if len(a) == value.dim()), allowed[0])))
+        return found
+
+    def map_tensors(self, change: Callable[[Tensor, str], Tensor]) -> Self:
+        """The same record with ``change(tensor, axes)`` applied to every tensor."""
+        return replace(self, **{name: change(tensor, letters) for name, tensor, letters in self.tensors()})  # pyright: ignore[reportArgumentType]
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
+        """The same record on ``device``."""
+        return self.map_tensors(lambda tensor, _: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Self:
+        """The same record in pinned memory."""
+        return self.map_tensors(lambda tensor, _: tensor.pin_memory())
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One thing to answer: plain text, or chat messages that the tokenizer's template will join.
+
+    ``id`` is a hash of (dataset name, row number in its source before any filter): it keys the sampling noise and the labels,
+    so equal row numbers of two datasets share neither.
+    """
+
+    id: int
+    content: str | tuple[Message, ...]
+    reference: str | None = None
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedPrompt:
+    """A prompt as the policy will read it. ``occurrence`` counts how often it came before in the same rollout."""
+
+    prompt: Prompt
+    tokens: tuple[int, ...]
+    occurrence: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """Which noise to draw: sampling is a pure function of this, the prompt, its occurrence, k, the step and the token."""
+
+    seed: int
+    name: str
+    rollout: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rollouts(TensorRecord):
+    """What the policy said: ``K`` responses to each of ``B`` prompts."""
+
+    prompts: tuple[Prompt, ...]
+    occurrences: Tensor = axes("B")
+    prompt_tokens: Tensor = axes("BP")
+    prompt_mask: Tensor = axes("BP")  # bool
+    response_tokens: Tensor = axes("BKT")
+    response_mask: Tensor = axes("BKT")  # bool; True for the EOS token and nothing after it
+    loss_mask: Tensor = axes("BKT")  # bool; the response mask, unless a tool's or a template's turn is inside
+    sampling_logps: Tensor = axes("BKT")  # float32, log pi_t of each token; 0 outside the mask
+    finished: Tensor = axes("BK")  # bool; ended by itself
+    texts: tuple[tuple[str, ...], ...]
+    policy_version: int  # rollouts that had been trained on before this one was drawn
+
+    def rows(self, index: Sequence[int]) -> "Rollouts":
+        """These prompts only, in this order."""
+        picked = self.map_tensors(lambda tensor, _: tensor[list(index)])
+        return replace(picked, prompts=tuple(self.prompts[i] for i in index), texts=tuple(self.texts[i] for i in index))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Annotation(TensorRecord):
+    """What the annotator said about it. Larger scores are better; an invalid score is 0 with ``valid`` False."""
+
+    scores: Tensor = axes("BK")  # float32
+    valid: Tensor = axes("BK")  # bool
+    preferences: Tensor | None = axes("BKK", default=None)  # P(i beats j); NaN where not asked and on the diagonal
+    annotator_version: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AlignmentBatch(TensorRecord):
+    """What an algorithm trains on. Fields with a default are None until someone needs them."""
+
+    prompt_tokens: Tensor = axes("BP")
+    prompt_mask: Tensor = axes("BP")  # bool
+    response_tokens: Tensor = axes("BKT")
+    response_mask: Tensor = axes("BKT")  # bool
+    loss_mask: Tensor = axes("BKT")  # bool
+    prompt_ids: Tensor = axes("B")
+    scores: Tensor = axes("BK")
+    valid: Tensor = axes("BK")  # bool; False counts in neither numerator nor normaliser
+    finished: Tensor = axes("BK")  # bool
+    optimizer_steps: Tensor = axes("B")  # which step of the rollout the row belongs to
+    preferences: Tensor | None = axes("BKK", default=None)
+    sampling_logps: Tensor | None = axes("BKT", default=None)
+    reference_logps: Tensor | None = axes("BKT", default=None)
+    advantages: Tensor | None = axes("BK|BKT", default=None)
+    weights: Tensor | None = axes("BK", default=None)
+    # Valid responses (tokens) of the optimizer step over all ranks and micro-batches, divided by world size x accumulation,
+    # because Lightning and DDP divide by these once more. Set by the loader after ``prepare``.
+    response_normaliser: Tensor | None = axes("", default=None)
+    token_normaliser: Tensor | None = axes("", default=None)
+    dropout_seed: int | None = None  # a function of (seed, rollout, micro-batch, rank)
+
+    @classmethod
+    def of(cls, rollouts: Rollouts, annotation: Annotation, optimizer_steps: Tensor | None = None) -> "AlignmentBatch":
+        """Rollouts and what was said about them, as an algorithm's input."""
+        shared = {f.name for f in fields(Rollouts)} & {f.name for f in fields(cls)}
+        device = rollouts.response_tokens.device
+        ids = torch.tensor([prompt.id for prompt in rollouts.prompts], device=device)
+        return cls(
+            **{name: getattr(rollouts, name) for name in shared},
+            prompt_ids=ids,
+            scores=annotation.scores.to(device),
+            valid=annotation.valid.to(device),
+            preferences=None if annotation.preferences is None else annotation.preferences.to(device),
+            optimizer_steps=torch.zeros_like(ids) if optimizer_steps is None else optimizer_steps.to(device),
+        )
+
+    def rows(self, index: Tensor) -> "AlignmentBatch":
+        """These prompts only, in this order, without the columns that are padding in all of them."""
+        picked = self.map_tensors(lambda tensor, letters: tensor[index] if letters.startswith("B") else tensor)
+        start = int(picked.prompt_mask.any(0).int().argmax())
+        end = max(int(picked.response_mask.any(0).any(0).sum()), 1)
+        trim = {"P": slice(start, None), "T": slice(0, end)}
+        return picked.map_tensors(lambda tensor, letters: tensor[..., trim[letters[-1]]] if letters[-1:] in trim else tensor)
+
+    @property
+    def sampling_response_logps(self) -> Tensor:
+        """``log pi_t(y|x)`` in nats, ``[B, K]``."""
+        return self._summed(self.sampling_logps, "sampling_logps")
+
+    @property
+    def reference_response_logps(self) -> Tensor:
+        """``log pi_ref(y|x)`` in nats, ``[B, K]``."""
+        return self._summed(self.reference_logps, "reference_logps")
+
+    def _summed(self, token_logps: Tensor | None, name: str) -> Tensor:
+        if token_logps is None:
+            raise ValueError(f"This batch has no {name}: sampled data has them, and `needs` must ask for a reference.")
+        return token_logps.where(self.loss_mask, 0.0).sum(-1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyOutput(TensorRecord):
+    """What a forward pass of the policy gives an objective."""
+
+    token_logps: Tensor = axes("BKT")  # float32
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """Held-out responses and, where there is an annotator for them, its scores."""
+
+    rollouts: Rollouts
+    annotation: Annotation | None
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "Samples":
+        """The same samples on ``device``."""
+        annotation = self.annotation and self.annotation.to(device, non_blocking)
+        return Samples(self.rollouts.to(device, non_blocking), annotation)
+
+
+class StepOutput(TypedDict):
+    """What callbacks may read after a micro-batch: ``loss`` with gradient, everything else detached."""
+
+    loss: Tensor
+    losses: Tensor  # [B, K] or [B, K, T]
+    logps: Tensor  # [B, K]
+    weights: NotRequired[Tensor]  # [B, K]
+    diagnostics: Diagnostics
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What an algorithm, or a callback, wants: log-probs of the reference; samples of exactly the policy being trained
+    (``on_policy``: one optimizer step per rollout); at least so many ``responses`` per prompt."""
+
+    reference: bool = False
+    on_policy: bool = False
+    responses: int = 1
+
+    def __or__(self, other: "Needs") -> "Needs":
+        return Needs(*(max(getattr(self, f.name), getattr(other, f.name)) for f in fields(self)))
+
+
+class PromptSource(ABC):
+    """An ordered, sized collection of prompts."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """How many prompts there are."""
+
+    @abstractmethod
+    def __getitem__(self, index: int) -> Prompt:
+        """Prompt number ``index``."""
+
+
+class Annotator(ABC):
+    """Labels responses: a rule, a reward model, an LLM judge, an API. ``version`` changes when it learns."""
+
+    version: int = 0
+
+    @abstractmethod
+    def annotate(self, rollouts: Rollouts) -> Annotation:
+        """Score every response of these rollouts; what can't be scored is invalid, never fatal."""
+
+    def setup(self, device: torch.device) -> None:  # noqa: B027
+        """Load what is heavy, once per process."""
+
+    def close(self) -> None:  # noqa: B027
+        """Let go of it."""
+
+
+class Policy(nn.Module, ABC):
+    """A causal language model that can be scored. One ``temperature`` serves sampling, training and the reference."""
+
+    temperature: float
+    eos_ids: frozenset[int]
+    pad_id: int
+    context_length: int | None
+
+    @contextmanager
+    def inference(self) -> Iterator[None]:
+        """Eval mode without gradient; every submodule's own mode comes back."""
+        modes = [(module, module.training) for module in self.modules()]
+        self.eval()
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            for module, training in modes:
+                module.training = training
+
+    @abstractmethod
+    def forward(self, batch: "AlignmentBatch | Rollouts") -> PolicyOutput:
+        """Log-probs of the response tokens, with gradient."""
+
+    @abstractmethod
+    def next_token_logits(self, tokens: Tensor, mask: Tensor, cache: Any = None) -> tuple[Tensor, Any]:
+        """Logits ``[N, V]`` in float32, divided by the temperature, of the token that follows ``tokens`` ``[N, S]``.
+
+        ``mask`` ``[N, L]`` covers everything seen so far, ``tokens`` included. ``cache`` is what the last call returned; its
+        ``reorder_cache(index)`` repeats, reorders or drops rows.
+        """
+
+    @abstractmethod
+    def encode(self, prompt: Prompt) -> list[int]:
+        """Token ids of a prompt, through the chat template where it has messages."""
+
+    @abstractmethod
+    def encode_response(self, prompt: Prompt, text: str) -> list[int]:
+        """Token ids of a whole answer to ``prompt``, ended by EOS."""
+
+    @abstractmethod
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Text of response tokens, without special tokens."""
+
+    @abstractmethod
+    def make_reference(self) -> "Reference":
+        """The policy as it was before training, whatever checkpoint was resumed."""
+
+    @abstractmethod
+    def save(self, folder: str) -> None:
+        """Write a folder from which the policy can be loaded."""
+
+
+class Reference(ABC):
+    """The frozen policy that KL is measured against; neither optimizer, strategy nor checkpoint sees it."""
+
+    policy: Policy
+
+    @abstractmethod
+    def token_logps(self, batch: AlignmentBatch) -> Tensor:
+        """``log pi_ref`` of every response token in float32, ``[B, K, T]``, without gradient."""
+
+
+class Sampler(ABC):
+    """Turns prompts into responses of the current policy."""
+
+    max_new_tokens: int
+
+    @abstractmethod
+    def sample(self, policy: Policy, prompts: Sequence[EncodedPrompt], responses_per_prompt: int, stream: Stream) -> Rollouts:
+        """Draw ``responses_per_prompt`` responses to each prompt. The caller sets eval mode and no_grad."""
+
+
+class Aligner(Protocol):
+    """What the data plane may know of a LightningModule."""
+
+    policy: Policy
+
+    @property
+    def needs(self) -> Needs:
+        """What the algorithm wants computed."""
+        ...
+
+    def prepare_rollout(self, batch: AlignmentBatch, needs: Needs, chunk_prompts: int) -> tuple[AlignmentBatch, Diagnostics]:
+        """Fill in what ``needs`` asks for, ``chunk_prompts`` prompts at a time, then the algorithm's own columns; once per
+        rollout, without gradient."""
+        ...
+
+    def log_rollout(self, metrics: Mapping[str, float | Tensor]) -> None:
+        """Log these at the start of the epoch, with the rollout's number as x-axis."""
+        ...
+
+
+class RolloutCallback(Callback):
+    """A Lightning callback that also hears of the rollout phase. ``needs`` asks for rollout statistics and adds no work to a
+    training step. What it learns it logs by ``module.log_rollout({"group/quantity": value})``."""
+
+    needs: Needs = Needs()
+
+    def on_rollout_start(self, trainer: Trainer, module: LightningModule, rollout: int, total: int) -> None:
+        """Before the first response of rollout number ``rollout``; ``total`` responses are coming on this rank."""
+
+    def on_rollout_progress(self, trainer: Trainer, module: LightningModule, sampled: int, annotated: int) -> None:
+        """After each chunk is sampled, and again after it is annotated: responses so far on this rank."""
+
+    def on_rollout_end(
+        self,
+        trainer: Trainer,
+        module: LightningModule,
+        rollouts: Rollouts,
+        annotation: Annotation,
+        batch: AlignmentBatch,
+        diagnostics: Diagnostics,
+    ) -> None:
+        """After ``prepare``: everything that this rank will train on, and what the algorithm says about it."""
