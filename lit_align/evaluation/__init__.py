@@ -1,0 +1,1 @@
+"""How good a policy has become, with the uncertainty of saying so."""

@@ -1,0 +1,123 @@
+"""How often one policy's answers beat another's, with an interval that knows that answers to one prompt go together."""
+
+import math
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+RESAMPLES_AT_ONCE = 100  # bounds memory; the draws are the same for any value
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class WinRate:
+    """A win rate between 0 and 1, its interval ``[low, high]``, the share of ``ties``, and ``n``, the number of pairs that counted."""
+
+    value: float
+    low: float
+    high: float
+    ties: float
+    n: int
+
+
+def win_rate(
+    scores: Tensor,
+    rival_scores: Tensor,
+    valid: Tensor | None = None,
+    *,
+    level: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> WinRate:
+    r"""How often the scored response beats its rival, a tie counting as half a win.
+
+    .. math:: P(\text{score} > \text{rival}) + P(\text{score} = \text{rival}) / 2
+
+    so that the rate against oneself is 1/2, and both sides' rates add up to 1. Every valid pair counts the same.
+
+    **Interval.** Percentiles of a bootstrap that draws whole prompts: several answers to one prompt are no independent evidence.
+    Where all prompts agree (nothing but wins, nothing but ties, a single prompt), every resample is the same and the bootstrap would
+    claim certainty; then it is Wilson's interval for one observation per prompt: 20 prompts won give ``[0.84, 1]``, and 20 ties
+    ``[0.30, 0.70]``, wide because ties say nothing about the next one that is none. Just short of that the bootstrap is still
+    somewhat narrow: do not read much into an interval from fewer than some 30 prompts. Without a valid pair nothing is known:
+    ``WinRate(0.5, 0, 1, 0, 0)``.
+
+    Args:
+        scores: of the policy in question, larger is better, ``[B, K]`` or ``[B]``.
+        rival_scores: of the k-th rival to the same prompt, ``[B, K]``, or of the only one, ``[B]``.
+        valid: bool, which pairs count, ``[B, K]`` or ``[B]``; scores of other pairs may be anything, NaN included.
+        level: of confidence, between 0 and 1.
+        resamples: bootstrap draws.
+        seed: of the bootstrap's own generator; torch's global one is left alone.
+
+    Raises:
+        ValueError: if shapes do not fit, ``level`` or ``resamples`` is out of range, or a score of a valid pair is NaN (it would
+            silently count as a loss).
+
+    >>> win_rate(torch.tensor([1.0, 2.0, 3.0, 4.0]), torch.tensor([0.0, 2.0, 4.0, 0.0])).value
+    0.625
+    >>> win_rate(torch.ones(20), torch.zeros(20))
+    WinRate(value=1.0, low=0.83887..., high=1.0, ties=0.0, n=20)
+    """
+    if not 0 < level < 1:
+        raise ValueError(f"level must lie between 0 and 1, such as 0.95, got {level}.")
+    if resamples < 1:
+        raise ValueError(f"resamples must be at least 1, got {resamples}.")
+    scores, rivals, counted = _pairs(scores, rival_scores, valid)
+    ties = (scores == rivals) & counted
+    credit = ((scores > rivals) & counted).double() + ties.double() / 2  # [B, K]
+    pairs = counted.sum(-1)  # [B]
+    n = int(pairs.sum())
+    if n == 0:
+        return WinRate(value=0.5, low=0.0, high=1.0, ties=0.0, n=0)
+    credit, pairs = credit.sum(-1)[pairs > 0], pairs[pairs > 0].double()  # [prompts]
+    value = float(credit.sum() / n)
+    if bool((credit / pairs == credit[0] / pairs[0]).all()):
+        low, high = _wilson(value, len(pairs), level)
+    else:
+        low, high = _bootstrap(credit, pairs, level, resamples, seed)
+    return WinRate(value=value, low=low, high=high, ties=int(ties.sum()) / n, n=n)
+
+
+def _pairs(scores: Tensor, rival_scores: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Scores, rivals and which pairs count, ``[B, K]`` each, on the CPU; 0 against 0 where they do not."""
+    given = torch.ones_like(scores, dtype=torch.bool) if valid is None else valid
+    if {t.dim() for t in (scores, rival_scores, given)} - {1, 2} or not len(scores) == len(rival_scores) == len(given):
+        raise ValueError(
+            "scores, rival_scores and valid must be [B, K] or [B] for the same B prompts, got "
+            f"{tuple(scores.shape)}, {tuple(rival_scores.shape)} and {tuple(given.shape)}."
+        )
+    columns = [(t if t.dim() == 2 else t.unsqueeze(-1)).detach().cpu() for t in (scores, rival_scores, given)]
+    if len({t.shape[1] for t in columns} - {1}) > 1:
+        raise ValueError(
+            f"The k-th response meets the k-th rival, so both need as many, or one of them only one: got K = {columns[0].shape[1]} "
+            f"scores, {columns[1].shape[1]} rival_scores and {columns[2].shape[1]} valid."
+        )
+    scores, rivals, counted = torch.broadcast_tensors(*columns)
+    scores, rivals = scores.where(counted, 0), rivals.where(counted, 0)
+    if bool((scores.isnan() | rivals.isnan()).any()):
+        raise ValueError("A score of a valid pair is NaN: give `valid`, False where a response could not be scored.")
+    return scores, rivals, counted
+
+
+def _bootstrap(credit: Tensor, pairs: Tensor, level: float, resamples: int, seed: int) -> tuple[float, float]:
+    """Percentile interval of ``sum credit / sum pairs`` over draws of prompts with replacement; ``[prompts]`` each."""
+    generator = torch.Generator().manual_seed(seed)
+    rates = []
+    for start in range(0, resamples, RESAMPLES_AT_ONCE):
+        size = (min(RESAMPLES_AT_ONCE, resamples - start), len(pairs))
+        drawn = torch.randint(len(pairs), size, generator=generator)
+        rates.append(credit[drawn].sum(-1) / pairs[drawn].sum(-1))
+    tail = (1 - level) / 2
+    low, high = torch.cat(rates).quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
+    return low, high
+
+
+def _wilson(value: float, n: int, level: float) -> tuple[float, float]:
+    """The rates that would not make a mean of ``value`` over ``n`` independent prompts surprising (Wilson, 1927)."""
+    z2 = 2 * float(torch.erfinv(torch.tensor(level, dtype=torch.float64))) ** 2
+    centre = (value + z2 / (2 * n)) / (1 + z2 / n)
+    half = math.sqrt(z2 * (value * (1 - value) / n + z2 / (4 * n * n))) / (1 + z2 / n)
+    return max(centre - half, 0.0), min(centre + half, 1.0)

@@ -1,0 +1,63 @@
+"""Log-probabilities of tokens and of whole responses, in nats and in at least float32 whatever the model computes in."""
+
+import torch
+from torch import Tensor
+
+
+def full_precision(x: Tensor) -> Tensor:
+    """float64 stays, everything else (bfloat16, integers, bool) becomes float32: the precision in which this package computes."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def token_logps(logits: Tensor, tokens: Tensor, temperature: float = 1.0) -> Tensor:
+    r"""How likely the policy found each token that was drawn.
+
+    .. math:: \log \pi(v_t) = h_{t, v_t} / c - \log \sum_u e^{h_{t, u} / c}
+
+    with logits ``h`` and temperature ``c``. The same ``c`` must serve sampling, training and reference, or else the ratios of
+    policies that are built from these are not the ratios of what was sampled. A logit of ``-inf`` is a token that cannot occur.
+
+    Args:
+        logits: already shifted, row ``t`` predicts ``tokens[..., t]``; any float dtype, ``[..., V]``.
+        tokens: ids in ``[0, V)``, padding included, ``[...]``.
+        temperature: divides the logits.
+
+    Returns:
+        Nats, never positive up to rounding, float32 (float64 for float64 logits), ``[...]``.
+
+    Raises:
+        ValueError: if the shapes do not match, or ``temperature`` is not positive (greedy decoding has no log-probabilities).
+
+    >>> token_logps(torch.tensor([[0.0, 0.0, 0.0, 0.0]]), torch.tensor([2])).exp()
+    tensor([0.2500])
+    >>> token_logps(torch.tensor([[2.0, 0.0]]).log(), torch.tensor([0]), temperature=0.5).exp()  # never drawn otherwise
+    tensor([1.])
+    """
+    if not temperature > 0:
+        raise ValueError(f"temperature must be positive, got {temperature}.")
+    if logits.shape[:-1] != tokens.shape:  # gather alone would accept fewer tokens than rows, and misalign them
+        raise ValueError(
+            f"There must be one row of logits for every token: logits [..., V] are {tuple(logits.shape)}, tokens [...] are "
+            f"{tuple(tokens.shape)}. Drop the last row of logits and the first token of the sequence before the call."
+        )
+    # Not gather - logsumexp: the difference of two large numbers would lose what all logits have in common.
+    return (full_precision(logits) / temperature).log_softmax(-1).gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+
+
+def response_logps(token_logps: Tensor, mask: Tensor) -> Tensor:
+    r"""``log pi(y|x)``: the sum over the response's own tokens, EOS included, never their mean.
+
+    A mean would make ratios of policies and fixed points depend on length. What lies outside the mask may be anything, NaN
+    included: it is selected away, not multiplied by 0.
+
+    Args:
+        token_logps: nats, ``[..., T]``.
+        mask: bool, True for the tokens that count, ``[..., T]``.
+
+    Returns:
+        Nats, float32 (float64 for float64 input), ``[...]``.
+
+    >>> response_logps(torch.tensor([-1.0, -2.0, float("nan")]), torch.tensor([True, True, False]))
+    tensor(-3.)
+    """
+    return full_precision(token_logps).where(mask, 0.0).sum(-1)
