@@ -1,0 +1,16 @@
+"""The data plane: where prompts come from, how a rollout is made, how it is fed to the Trainer."""
+
+from lit_align.data.base import AlignmentDataModule
+from lit_align.data.demonstrations import DemonstrationDataModule
+from lit_align.data.online import OnlineDataModule
+from lit_align.data.sources import DatasetPrompts, JsonlPrompts, ListPrompts, ParquetPrompts
+
+__all__ = [
+    "AlignmentDataModule",
+    "DatasetPrompts",
+    "DemonstrationDataModule",
+    "JsonlPrompts",
+    "ListPrompts",
+    "OnlineDataModule",
+    "ParquetPrompts",
+]

@@ -1,0 +1,170 @@
+"""The wheel: sample from the policy, have it labelled, prepare, train, again."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import final
+
+import torch
+
+from lit_align.data.base import AlignmentDataModule
+from lit_align.data.collate import join
+from lit_align.data.journal import LabelJournal
+from lit_align.data.pool import LongPrompts
+from lit_align.functional.distributed import global_mean, global_std, global_sum
+from lit_align.types import (
+    AlignmentBatch,
+    Annotation,
+    Annotator,
+    EncodedPrompt,
+    PromptSource,
+    Rollouts,
+    Sampler,
+    Samples,
+    Stream,
+    UserError,
+)
+
+
+@final
+class OnlineDataModule(AlignmentDataModule):
+    """Every epoch is a rollout of the policy as it is now, labelled by ``annotator``.
+
+    Args:
+        prompts: what to answer while training.
+        sampler: draws the responses.
+        annotator: labels them. Its labels are committed to a journal in the run's folder before they are used.
+        eval_prompts: held-out prompts.
+        eval_annotator: scores their answers; without one, only lengths and divergence are reported.
+        prompts_per_rollout: on all ranks together.
+        responses_per_prompt: K.
+        micro_batch_prompts: prompts of one forward and backward pass on one rank.
+        inner_epochs: how often a rollout is trained on.
+        missing_eos_penalty: subtracted from the score of a response that did not end by itself, in units of reward.
+        chunk_prompts: prompts that are sampled, then annotated, together on one rank.
+        eval_responses_per_prompt: K of held-out prompts.
+        max_prompt_tokens: longest prompt; None is what the context leaves beside the response.
+        long_prompts: what becomes of longer prompts.
+        seed: of the order of prompts, of sampling and of dropout.
+    """
+
+    def __init__(
+        self,
+        prompts: PromptSource,
+        sampler: Sampler,
+        annotator: Annotator,
+        eval_prompts: PromptSource | None = None,
+        eval_annotator: Annotator | None = None,
+        prompts_per_rollout: int = 32,
+        responses_per_prompt: int = 4,
+        micro_batch_prompts: int = 8,
+        inner_epochs: int = 1,
+        missing_eos_penalty: float = 0.0,
+        chunk_prompts: int = 32,
+        eval_responses_per_prompt: int = 1,
+        max_prompt_tokens: int | None = None,
+        long_prompts: LongPrompts = "drop",
+        seed: int = 0,
+    ) -> None:
+        super().__init__(
+            prompts, eval_prompts, prompts_per_rollout, micro_batch_prompts, inner_epochs, max_prompt_tokens, long_prompts, seed
+        )
+        self.sampler, self.annotator, self.eval_annotator = sampler, annotator, eval_annotator
+        self.responses_per_prompt, self.eval_responses_per_prompt = responses_per_prompt, eval_responses_per_prompt
+        self.missing_eos_penalty, self.chunk_prompts = missing_eos_penalty, chunk_prompts
+        self._journal: LabelJournal | None = None
+
+    @property
+    def response_room(self) -> int:
+        """The longest response."""
+        return self.sampler.max_new_tokens
+
+    def on_setup(self, stage: str) -> None:
+        """Wake the annotators; open the journal."""
+        device = self._trainer.strategy.root_device
+        if stage == "fit":
+            if self.responses_per_prompt < self.needs.responses:
+                raise UserError(
+                    f"{type(self.aligner).__name__} as configured compares the responses to a prompt and needs at least "
+                    f"{self.needs.responses} of them, got responses_per_prompt = {self.responses_per_prompt}. Raise it, or choose a "
+                    "baseline over the batch (for DAR: `baseline: BatchMean` with `weighting: ClippedWeights`)."
+                )
+            self.annotator.setup(device)
+            self._journal = LabelJournal(Path(self._trainer.default_root_dir) / "journal", self._trainer.global_rank)
+            self._trainer.strategy.barrier()  # every rank has read the files of all before anyone appends
+        if self.eval_annotator is not None and self.eval_prompts is not None:
+            self.eval_annotator.setup(device)
+
+    def make_rollout(self, number: int, prompts: list[EncodedPrompt]) -> AlignmentBatch:
+        """Sample and annotate chunk by chunk, then let the algorithm prepare the whole."""
+        policy, k, stream = self.aligner.policy, self.responses_per_prompt, Stream(self.seed, "train", number)
+        self.tell("start", number, len(prompts) * k)
+        chunks: list[tuple[Rollouts, Annotation]] = []
+        with self._trainer.precision_plugin.forward_context(), policy.inference():
+            for start in range(0, len(prompts), self.chunk_prompts):
+                chunk = prompts[start : start + self.chunk_prompts]
+                rollouts = self.sampler.sample(policy, chunk, k, stream)
+                self.tell("progress", (start + len(chunk)) * k, start * k)
+                chunks.append((rollouts, self.journal.annotate(self.annotator, rollouts, stream)))
+                self.tell("progress", (start + len(chunk)) * k, (start + len(chunk)) * k)
+            rollouts, annotation = join([r for r, _ in chunks]), join([a for _, a in chunks]).to(self._trainer.strategy.root_device)
+            self._report(number, rollouts, annotation)
+            steps = torch.arange(len(prompts)) // self._step_rows
+            batch = AlignmentBatch.of(rollouts, annotation, steps)
+            batch = replace(batch, scores=batch.scores - self.missing_eos_penalty * (~batch.finished & batch.valid).float())
+            batch, diagnostics = self.aligner.prepare_rollout(batch, self.needs, self.micro_batch_prompts)
+        self.tell("end", rollouts, annotation, batch, diagnostics)
+        return batch.to("cpu")
+
+    def evaluation_batch(self, prompts: list[EncodedPrompt]) -> Samples:
+        """Answers drawn with the same noise at every evaluation, so that differences are the policy's."""
+        policy = self.aligner.policy
+        with self._trainer.precision_plugin.forward_context(), policy.inference():
+            rollouts = self.sampler.sample(policy, prompts, self.eval_responses_per_prompt, Stream(self.seed, "eval", 0))
+        return Samples(rollouts, self.eval_annotator.annotate(rollouts) if self.eval_annotator is not None else None)
+
+    @property
+    def evaluation_chunk(self) -> int:
+        """As while training."""
+        return self.chunk_prompts
+
+    def teardown(self, stage: str) -> None:
+        """Close journal and annotators."""
+        if self._journal is not None:
+            self._journal.close()
+            self._journal = None
+            self.annotator.close()
+        if self.eval_annotator is not None:
+            self.eval_annotator.close()
+
+    def on_exception(self, exception: BaseException) -> None:
+        """Lightning calls no ``teardown`` then."""
+        self.teardown("fit")
+
+    @property
+    def journal(self) -> LabelJournal:
+        """The labels of this run; open from ``setup`` to ``teardown`` of a fit."""
+        if self._journal is None:
+            raise RuntimeError("The journal is open only while fitting.")
+        return self._journal
+
+    def _report(self, number: int, rollouts: Rollouts, annotation: Annotation) -> None:
+        """Log what was sampled and said; stop where nothing could be labelled."""
+        valid = annotation.valid
+        asked, scored = global_sum(torch.tensor([valid.numel(), int(valid.sum())], device=valid.device)).tolist()
+        if not scored:
+            raise UserError(
+                f"The annotator gave no valid score for any of the {asked} responses of rollout {number}: there is nothing to learn "
+                "from. Its first failure is in the warnings above; try it on one prompt by hand."
+            )
+        everything = torch.ones_like(rollouts.finished)
+        written = torch.tensor(self.journal.labels_written, device=valid.device)
+        self.aligner.log_rollout(
+            {
+                "reward/mean": global_mean(annotation.scores, valid),
+                "reward/std": global_std(annotation.scores, valid),
+                "response/length": global_mean(rollouts.response_mask.sum(-1).float(), everything),
+                "response/finished": global_mean(rollouts.finished.float(), everything),
+                "labels/used": self.journal.labels_used - written + global_sum(written),
+                "labels/invalid": asked - scored,
+            }
+        )
