@@ -1,0 +1,262 @@
+"""What every algorithm shares: the policy, its reference, one training step and one reduction."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from typing import Any, final
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+from torch.nn import Parameter
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from lit_align.functional.distributed import global_mean, global_sum
+from lit_align.functional.logprobs import response_logps
+from lit_align.types import (
+    AlignmentBatch,
+    Annotation,
+    Diagnostics,
+    Needs,
+    Policy,
+    PolicyOutput,
+    Reference,
+    Samples,
+    StepOutput,
+    UserError,
+)
+
+OptimizerCallable = Callable[[Iterable[Parameter]], Optimizer]
+ScheduleCallable = Callable[[Optimizer], LRScheduler]
+
+
+class AlignmentModule(LightningModule, ABC):
+    """Owns the policy and turns ``objective`` into optimizer steps; a subclass says what is worth imitating.
+
+    Args:
+        policy: the language model to train.
+        optimizer: makes the optimizer from the trained parameters.
+        lr_schedule: makes the learning-rate schedule from the optimizer; it advances once per optimizer step.
+    """
+
+    def __init__(self, policy: Policy, optimizer: OptimizerCallable, lr_schedule: ScheduleCallable | None) -> None:
+        super().__init__()
+        self.policy, self._optimizer, self._lr_schedule = policy, optimizer, lr_schedule
+        self._reference: Reference | None = None
+        self._sampler_checked = False
+        self._pending: dict[str, float] = {}  # rollout metrics, until the epoch starts
+        self._sums: dict[str, Tensor] = {}  # of the optimizer step under way
+        self.register_buffer("skipped_steps", torch.zeros((), dtype=torch.long))
+
+    @property
+    @abstractmethod
+    def needs(self) -> Needs:
+        """What must be computed for this algorithm."""
+
+    @abstractmethod
+    def prepare(self, batch: AlignmentBatch) -> tuple[AlignmentBatch, Diagnostics]:
+        """Once per rollout, on this rank's rows, without gradient: advantages, weights, pairs, with global statistics."""
+
+    @abstractmethod
+    def objective(self, batch: AlignmentBatch, output: PolicyOutput) -> tuple[Tensor, Diagnostics]:
+        """A loss for every response ``[B, K]``, or for every token ``[B, K, T]``. The base class reduces it, once."""
+
+    @property
+    def reference(self) -> Reference:
+        """The frozen policy that divergence is measured against, loaded when first asked for."""
+        if self._reference is None:
+            self._reference = self.policy.make_reference()
+            self.trainer.precision_plugin.convert_module(self._reference.policy)
+        return self._reference
+
+    @final
+    @torch.no_grad()
+    def prepare_rollout(self, batch: AlignmentBatch, needs: Needs, chunk_prompts: int) -> tuple[AlignmentBatch, Diagnostics]:
+        """Reference log-probs where someone needs them, then the algorithm's own columns."""
+        if batch.sampling_logps is not None:
+            batch = self._with_training_logps(batch, chunk_prompts)
+        if needs.reference:
+            rows = torch.arange(len(batch.scores), device=batch.scores.device).split(chunk_prompts)
+            logps = [_widened(self.reference.token_logps(part := batch.rows(r)), batch, part) for r in rows]
+            batch = replace(batch, reference_logps=torch.cat(logps))
+        batch, diagnostics = self.prepare(batch)
+        self.log_rollout({name: global_mean(value, _everywhere(value, batch.valid)) for name, value in diagnostics.items()})
+        return batch, diagnostics
+
+    @final
+    def log_rollout(self, metrics: Mapping[str, float | Tensor]) -> None:
+        """Keep these, equal on all ranks, until the epoch starts; they are plotted over the rollout's number."""
+        self._pending |= {name: float(value) for name, value in metrics.items()}
+
+    @final
+    def on_train_epoch_start(self) -> None:
+        """Hand the rollout's metrics to every logger, and to callbacks that monitor them."""
+        if self._pending:
+            for logger in self.trainer.loggers:
+                logger.log_metrics(self._pending, step=self.trainer.current_epoch)
+            self.log_dict(self._pending, logger=False, on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
+            self._pending = {}
+
+    @final
+    def training_step(self, batch: AlignmentBatch, batch_idx: int) -> StepOutput:
+        """One micro-batch: the sum of its losses over the normaliser of the whole optimizer step."""
+        if batch.dropout_seed is not None:
+            torch.manual_seed(batch.dropout_seed)
+        output = self.policy(batch)
+        losses, diagnostics = self.objective(batch, output)
+        loss = _reduced(losses, batch)
+        self._account(loss, diagnostics, batch)
+        logps = response_logps(output.token_logps.detach(), batch.loss_mask)
+        step = StepOutput(loss=loss, losses=losses.detach(), logps=logps, diagnostics=diagnostics)
+        if batch.weights is not None:
+            step["weights"] = batch.weights
+        return step
+
+    @final
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """After backward, before clipping. A step without a valid row, or not finite on any rank, is taken by nobody."""
+        names = sorted(self._sums)
+        totals = dict(zip(names, global_sum(torch.stack([self._sums[name] for name in names])).tolist(), strict=True))
+        self._sums = {}
+        if totals.pop("bad"):
+            optimizer.zero_grad(set_to_none=True)  # without a gradient, optimizers leave weights and state untouched
+            self.skipped_steps += 1
+        shares = self.trainer.world_size * self.trainer.accumulate_grad_batches
+        metrics = {name: value / shares for name, value in totals.items()} | {"train/skipped_steps": float(self.skipped_steps)}
+        self.log_dict(metrics, on_step=True, on_epoch=False, batch_size=1)
+
+    @final
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Resume after the last optimizer step. A checkpoint written between two steps has no gradients, so the micro-batches
+        since the last one are given out again."""
+        if self._trainer is not None and "loops" in checkpoint:
+            _rewind(checkpoint["loops"]["fit_loop"], self._trainer.accumulate_grad_batches)
+
+    @final
+    def validation_step(self, batch: Samples | AlignmentBatch, batch_idx: int) -> None:
+        """Log ``val/*`` of held-out data."""
+        self._log_evaluation("val", batch)
+
+    @final
+    def test_step(self, batch: Samples | AlignmentBatch, batch_idx: int) -> None:
+        """Log ``test/*`` of held-out data."""
+        self._log_evaluation("test", batch)
+
+    @final
+    def predict_step(self, batch: Samples | AlignmentBatch, batch_idx: int) -> list[dict[str, Any]]:
+        """One row per held-out prompt: prompt, responses, log-probs, and scores where there is an annotator."""
+        if not isinstance(batch, Samples):
+            raise UserError("predict writes sampled answers: use OnlineDataModule with eval_prompts.")
+        rollouts, annotation = batch.rollouts, batch.annotation
+        logps = rollouts.sampling_logps.sum(-1)
+        rows = []
+        for i, (prompt, texts) in enumerate(zip(rollouts.prompts, rollouts.texts, strict=True)):
+            content = prompt.content if isinstance(prompt.content, str) else [dict(message) for message in prompt.content]
+            row = {"id": prompt.id, "prompt": content, "responses": list(texts), "logps": logps[i].tolist()}
+            row["finished"] = rollouts.finished[i].tolist()
+            if annotation is not None:
+                scores, valid = annotation.scores[i].tolist(), annotation.valid[i].tolist()
+                row["scores"] = [score if ok else None for score, ok in zip(scores, valid, strict=True)]
+            rows.append(row)
+        return rows
+
+    @final
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """The optimizer over the trained parameters, and the schedule per optimizer step."""
+        optimizer = self._optimizer([p for p in self.parameters() if p.requires_grad])
+        if self._lr_schedule is None:
+            return optimizer
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self._lr_schedule(optimizer), "interval": "step"}}
+
+    @final
+    def setup(self, stage: str) -> None:
+        """Refuse a precision whose gradient scaler can't skip a step."""
+        if str(self.trainer.precision).startswith("16"):
+            raise UserError(f"precision {self.trainer.precision} scales gradients and can't leave a step out; use bf16-mixed or 32-true.")
+
+    def _with_training_logps(self, batch: AlignmentBatch, chunk_prompts: int) -> AlignmentBatch:
+        """Sampling log-probs in the precision that is trained in. In float32 the sampler's own are kept, after the first
+        chunk of a process has shown that both see the same tokens at the same positions."""
+        exact = self.trainer.precision == "32-true" and all(p.dtype == torch.float32 for p in self.policy.parameters())
+        if exact and self._sampler_checked:
+            return batch
+        rows = torch.arange(len(batch.scores), device=batch.scores.device).split(chunk_prompts)
+        logps = [_widened(self.policy(part := batch.rows(r)).token_logps, batch, part) for r in (rows[:1] if exact else rows)]
+        if not exact:
+            return replace(batch, sampling_logps=torch.cat(logps))
+        gap = float((logps[0] - batch.sampling_logps[rows[0]]).abs().max())  # pyright: ignore[reportOptionalSubscript]
+        if gap > 1e-2:
+            raise UserError(
+                f"The sampler and the training forward disagree by {gap:.3g} nats on a token of the same response. They should agree to "
+                f"1e-4 in float32. {type(self.policy).__name__} reads masks or positions differently with a cache: its numbers can't be "
+                "trusted, so the run stops here."
+            )
+        self._sampler_checked = True
+        return batch
+
+    def _account(self, loss: Tensor, diagnostics: Diagnostics, batch: AlignmentBatch) -> None:
+        """Add a micro-batch to the sums of its optimizer step; under accumulation Lightning would log the last one only."""
+        bad = ~loss.detach().isfinite() | (batch.response_normaliser == 0)
+        entries = {"bad": bad.float(), "train/loss": loss.detach().float()}
+        for name, value in diagnostics.items():
+            entries[name] = _reduced(value.detach().float(), batch) if value.dim() else value.detach().float()
+        self._sums = {name: self._sums[name] + value if name in self._sums else value for name, value in entries.items()}
+
+    def _log_evaluation(self, stage: str, batch: Samples | AlignmentBatch) -> None:
+        metrics: dict[str, tuple[Tensor, Tensor]] = {}  # values, and which of them count
+        if isinstance(batch, Samples):
+            rollouts, annotation = batch.rollouts, batch.annotation
+            everything = torch.ones_like(rollouts.finished)
+            metrics["response_length"] = rollouts.response_mask.sum(-1).float(), everything
+            metrics["finished"] = rollouts.finished.float(), everything
+            if annotation is not None:
+                metrics["reward"] = annotation.scores, annotation.valid
+            if self.needs.reference:
+                nothing = Annotation(scores=torch.zeros_like(rollouts.finished, dtype=torch.float32), valid=rollouts.finished)
+                scored = self._with_training_logps(AlignmentBatch.of(rollouts, annotation or nothing), len(rollouts.prompts))
+                reference = response_logps(self.reference.token_logps(scored), scored.loss_mask)
+                metrics["kl_reference"] = scored.sampling_response_logps - reference, everything
+        else:
+            losses, _ = self.objective(batch, self.policy(batch))
+            metrics["loss"] = losses, _everywhere(losses, batch.valid) & batch.loss_mask if losses.dim() == 3 else batch.valid
+        for name, (values, counted) in metrics.items():  # on every rank, also where nothing counts
+            count = int(counted.sum())
+            mean = values.where(counted, 0.0).sum() / max(count, 1)
+            self.log(f"{stage}/{name}", mean, sync_dist=True, on_epoch=True, batch_size=count)
+
+
+def _reduced(values: Tensor, batch: AlignmentBatch) -> Tensor:
+    """Sum over valid responses ``[B, K]``, or their tokens ``[B, K, T]``, over the normaliser of the optimizer step."""
+    per_token = values.dim() == 3
+    counted = batch.valid.unsqueeze(-1) & batch.loss_mask if per_token else batch.valid
+    normaliser = batch.token_normaliser if per_token else batch.response_normaliser
+    if normaliser is None:
+        raise ValueError("This batch did not come from the data module's loader: it has no normaliser.")
+    return values.where(counted, 0.0).sum() / normaliser.clamp(min=1e-9)
+
+
+def _everywhere(values: Tensor, valid: Tensor) -> Tensor:
+    """``valid`` with the shape of ``values``; everything where they are no ``[B, K]``."""
+    if values.dim() == 3:
+        return valid.unsqueeze(-1).expand_as(values)
+    return valid if values.shape == valid.shape else torch.ones_like(values, dtype=torch.bool)
+
+
+def _widened(token_logps: Tensor, batch: AlignmentBatch, part: AlignmentBatch) -> Tensor:
+    """Zero outside the response, and as wide as the whole batch, ``[b, K, T]``."""
+    missing = batch.response_mask.shape[-1] - token_logps.shape[-1]
+    return torch.nn.functional.pad(token_logps.where(part.response_mask, 0.0), (0, missing))
+
+
+def _rewind(loop: dict[str, Any], accumulate: int) -> None:
+    """Point the state of Lightning's fit loop at the micro-batch that follows the last optimizer step."""
+    steps = loop["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]["step"]["current"]["completed"]
+    progress, position = loop["epoch_loop.batch_progress"], steps * accumulate
+    if any(progress["current"][name] != position for name in ("ready", "started", "processed")):
+        for name, count in progress["current"].items():
+            progress["total"][name] += position - count
+            progress["current"][name] = position
+        progress["is_last_batch"] = False
+    loop["state_dict"]["combined_loader"] = [{"position": position}]

@@ -1,0 +1,193 @@
+"""A world small enough to enumerate: five responses of one or two tokens to each of two prompts, and a policy that is a table.
+
+Responses are drawn in groups of K; every group that can be drawn is a row of the batch, weighted by its exact probability, so a
+loss over the batch is an expectation without sampling error. Everything is float64.
+"""
+
+import math
+from collections import Counter
+from dataclasses import dataclass
+from itertools import combinations_with_replacement
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from lit_align.algorithms import DAR, AlignmentModule
+from lit_align.types import AlignmentBatch, Policy, PolicyOutput, Prompt, Reference, Rollouts
+from tests.tiny import sgd
+
+RESPONSES = torch.tensor([[0, 0], [1, 0], [1, 1], [2, 0], [2, 1]])  # [R, T]; 0 as the first token ends the response
+MASK = torch.tensor([[True, False], [True, True], [True, True], [True, True], [True, True]])
+REWARDS = torch.tensor([[0.0, 1.0, -0.5, 0.3, 0.8], [2.0, 0.5, 0.0, -1.0, 0.4]], dtype=torch.float64)  # [P, R]
+REFERENCE = torch.tensor([[0.3, 0.1, 0.25, 0.2, 0.15], [0.1, 0.3, 0.2, 0.35, 0.05]], dtype=torch.float64)
+SAMPLING = torch.tensor([[0.15, 0.3, 0.2, 0.1, 0.25], [0.25, 0.15, 0.1, 0.2, 0.3]], dtype=torch.float64)  # of some later rollout
+
+
+@final
+class TablePolicy(Policy):
+    """Logits of the first token ``[P, 3]``, and of the second after first tokens 1 and 2, ``[P, 2, 2]``. A prompt is one token, its
+    number."""
+
+    def __init__(self, probabilities: Tensor) -> None:
+        super().__init__()
+        self.temperature, self.eos_ids, self.pad_id, self.context_length = 1.0, frozenset({0}), 0, None
+        self.first = nn.Parameter(torch.zeros(len(probabilities), 3, dtype=torch.float64))
+        self.second = nn.Parameter(torch.zeros(len(probabilities), 2, 2, dtype=torch.float64))
+        self.start = probabilities
+        self.become(probabilities)
+
+    @torch.no_grad()
+    def become(self, probabilities: Tensor) -> None:
+        """Give every response this probability, ``[P, R]``."""
+        logs = probabilities.clamp(min=1e-300).log()
+        pairs = logs[:, 1:].view(-1, 2, 2)
+        self.second.copy_(pairs)
+        self.first.copy_(torch.cat([logs[:, :1], pairs.logsumexp(-1)], 1))
+
+    @property
+    def probabilities(self) -> Tensor:
+        """Of every response, ``[P, R]``."""
+        prompts = torch.arange(len(self.first))
+        return token_table(self, prompts).where(MASK, 0.0).sum(-1).exp().detach()
+
+    def forward(self, batch: AlignmentBatch | Rollouts) -> PolicyOutput:
+        prompts, tokens = batch.prompt_tokens[:, -1], batch.response_tokens  # [B], [B, K, T]
+        first = self.first.log_softmax(-1)[prompts].gather(-1, tokens[..., 0])  # [B, K]
+        before, index = (tokens[..., 0] - 1).clamp(min=0), prompts.unsqueeze(-1)
+        second = self.second.log_softmax(-1)[index, before, tokens[..., -1]]  # some number where nothing follows
+        return PolicyOutput(token_logps=torch.stack([first, second], -1)[..., : tokens.shape[-1]])
+
+    def make_reference(self) -> "TableReference":
+        return TableReference(TablePolicy(self.start))
+
+    def next_token_logits(self, tokens: Tensor, mask: Tensor, cache: Any = None) -> tuple[Tensor, Any]:
+        raise NotImplementedError
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        raise NotImplementedError
+
+    def encode_response(self, prompt: Prompt, text: str) -> list[int]:
+        raise NotImplementedError
+
+    def decode(self, tokens: Any) -> str:
+        raise NotImplementedError
+
+    def save(self, folder: str) -> None:
+        raise NotImplementedError
+
+
+@final
+class TableReference(Reference):
+    def __init__(self, policy: TablePolicy) -> None:
+        self.policy = policy
+
+    @torch.no_grad()
+    def token_logps(self, batch: AlignmentBatch) -> Tensor:
+        return self.policy(batch).token_logps.where(batch.response_mask, 0.0)
+
+
+@torch.no_grad()
+def token_table(policy: TablePolicy, prompts: Tensor) -> Tensor:
+    """Log-probs of the tokens of every response to these prompts, ``[B, R, T]``."""
+    return policy(make_batch(prompts, torch.arange(len(RESPONSES)).expand(len(prompts), -1))).token_logps
+
+
+def make_batch(prompts: Tensor, responses: Tensor, **options: Any) -> AlignmentBatch:
+    """Responses number ``[B, K]`` to prompts number ``[B]``; scores are the world's rewards."""
+    scores = REWARDS[prompts.unsqueeze(-1), responses]
+    mask = MASK[responses]
+    defaults = {
+        "prompt_tokens": prompts.unsqueeze(-1),
+        "prompt_mask": torch.ones(len(prompts), 1, dtype=torch.bool),
+        "response_tokens": RESPONSES[responses],
+        "response_mask": mask,
+        "loss_mask": mask,
+        "prompt_ids": prompts,
+        "scores": scores,
+        "valid": torch.ones_like(scores, dtype=torch.bool),
+        "finished": torch.ones_like(scores, dtype=torch.bool),
+        "optimizer_steps": torch.zeros_like(prompts),
+        "response_normaliser": torch.tensor(float(scores.numel())),
+        "token_normaliser": mask.sum().double(),
+    }
+    return AlignmentBatch(**(defaults | options))
+
+
+def drawn_by(module: AlignmentModule, prompts: Tensor, responses: Tensor, **options: Any) -> AlignmentBatch:
+    """The same, as if ``module.policy`` had just drawn them, with log-probs of the reference."""
+    batch = make_batch(prompts, responses, **options)
+    with torch.no_grad():
+        logps = module.policy(batch).token_logps.where(batch.response_mask, 0.0)
+    return make_batch(
+        prompts, responses, sampling_logps=logps, reference_logps=module.policy.make_reference().token_logps(batch), **options
+    )
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Every group of K responses that can be drawn, in any one order, with its probability."""
+
+    responses: Tensor  # [B, K]
+    prompts: Tensor  # [B]
+    probabilities: Tensor  # [B]; they sum to 1 for each prompt
+
+    @classmethod
+    def of(cls, policy: TablePolicy, k: int) -> "Groups":
+        groups = list(combinations_with_replacement(range(len(RESPONSES)), k))
+        orders = [math.lgamma(k + 1) - sum(math.lgamma(n + 1) for n in Counter(group).values()) for group in groups]
+        responses, logs = torch.tensor(groups), policy.probabilities.log()  # [G, K], [P, R]
+        chances = (logs[:, responses].sum(-1) + torch.tensor(orders, dtype=torch.float64)).exp()  # [P, G]
+        prompts = torch.arange(len(logs)).repeat_interleave(len(groups))
+        return cls(responses.repeat(len(logs), 1), prompts, chances.flatten())
+
+    def replicated(self, rows: int) -> "Groups":
+        """Each group as often as it is drawn in ``rows`` tries per prompt, up to rounding: for what looks at a batch without
+        knowing of probabilities, such as its standard deviation."""
+        times = (self.probabilities * rows).round().long()
+        return Groups(
+            self.responses.repeat_interleave(times, 0), self.prompts.repeat_interleave(times), torch.ones(int(times.sum())) / rows
+        )
+
+
+def make_module(start: Tensor = REFERENCE, now: Tensor | None = None, **options: Any) -> DAR:
+    """DAR on a table: ``start`` is the reference, ``now`` what has been reached."""
+    policy = TablePolicy(start)
+    if now is not None:
+        policy.become(now)
+    return DAR(policy, **({"optimizer": sgd()} | options))
+
+
+def expected_loss(
+    module: AlignmentModule, groups: Groups, batch: AlignmentBatch | None = None
+) -> tuple[Tensor, PolicyOutput, AlignmentBatch]:
+    """The mean over prompts and responses of what the module minimises; ``batch`` as prepared in an earlier call."""
+    if batch is None:
+        batch, _ = module.prepare(drawn_by(module, groups.prompts, groups.responses))
+    output = module.policy(batch)
+    losses, _ = module.objective(batch, output)
+    return (groups.probabilities.unsqueeze(-1) * losses.where(batch.valid, 0.0)).sum() / losses.shape[1], output, batch
+
+
+def fitted(module: AlignmentModule, groups: Groups) -> Tensor:
+    """The policy that minimises the expected loss of a weighted imitation, ``[P, R]``: each response as likely as its share of
+    the weight. The weight is read off the module's own loss, as its derivative by the response's log-prob."""
+    loss, output, _ = expected_loss(module, groups)
+    (slope,) = torch.autograd.grad(loss, output.token_logps)
+    totals = torch.zeros_like(REWARDS).index_put_((groups.prompts.unsqueeze(-1), groups.responses), -slope[..., 0], accumulate=True)
+    return totals / totals.sum(-1, keepdim=True)
+
+
+def normalised(log_weights: Tensor) -> Tensor:
+    """Probabilities from their logarithms up to a constant per prompt, ``[P, R]``."""
+    return log_weights.softmax(-1)
+
+
+def total_variation(one: Tensor, other: Tensor) -> float:
+    """The larger of the two prompts'."""
+    return float((one - other).abs().sum(-1).max() / 2)
+
+
+def gradient(module: AlignmentModule, loss: Tensor) -> Tensor:
+    """Of all parameters of the policy, one after the other."""
+    return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(module.policy.parameters()))])
