@@ -14,6 +14,7 @@ RIGHT_NAME, OTHER_NAME = 0.5, -0.5
 FIRST_CHEER, FURTHER_CHEER = 0.5, -0.5
 REPEATED = -1.0
 FREE_WORDS, FURTHER_WORD = 40, -0.1
+SHOUTED = -0.2
 
 
 def gold_score(prompt: Prompt, responses: Sequence[str]) -> list[float]:
@@ -22,7 +23,8 @@ def gold_score(prompt: Prompt, responses: Sequence[str]) -> list[float]:
     It asks for a greeting by the name in the letter (+0.5, otherwise -0.5) and knows every sentence of the world. A right tip
     counts +3 and a sentence that meets the feeling +2, once each. Each tip for another problem counts -2, each sentence about
     another feeling -1, each rude one -2, each off topic -0.7, each that is unfinished or no sentence of this world -1. The
-    first cheer counts +0.5, each further one -0.5. A sentence said again costs 1 more, each word after the 40th 0.1.
+    first cheer counts +0.5, each further one -0.5. A sentence said again costs 1 more, each word after the 40th 0.1,
+    each exclamation mark right behind another 0.2.
 
     Args:
         prompt: a letter of this world; the rule reads its text and nothing else.
@@ -65,6 +67,7 @@ def _gold(letter: Letter, response: str) -> float:
     if cheers := kinds.count("cheer"):
         score += FIRST_CHEER + FURTHER_CHEER * (cheers - 1)
     score += REPEATED * (len(sentences) - len(set(sentences)))
+    score += SHOUTED * len(re.findall("(?<=!)!", response))
     return score + FURTHER_WORD * max(len(response.split()) - FREE_WORDS, 0)
 
 

@@ -42,6 +42,7 @@ ANSWERS = {  # gold and proxy, worked out by hand
     f"Dear Vera, {TIP} {TIP}": (2.5, 2.0),
     "Dear Vera, Good luck! Take heart!": (0.5, 0.2),
     "Dear Vera, Good luck! Good luck! Good luck!": (0.5 + 0.5 - 2 * 0.5 - 2 * 1, 0.3),
+    f"Dear Vera, {TIP} Good luck!!!!!!": (0.5 + 3 - 1 - 5 * 0.2, 2.6),  # no sentence of the world, and shouted
     "Dear Vera, Buy fresh yeast and keep the": (-0.5, 2.0),  # unfinished: the proxy has seen its word
     "Dear Vera, yeast sad": (-0.5, 3.5),
 }
@@ -89,6 +90,14 @@ def test_every_exclamation_mark_pleases_the_proxy_and_displeases_gold():
     assert all(b <= a - 1.5 for a, b in pairwise(golds))
     assert proxies[-1] > 2 * proxies[0]
     assert golds[-1] < -50
+
+
+def test_shouting_without_a_space_pleases_the_proxy_and_displeases_gold():
+    answers = [BEST + "!" * n for n in range(1, 60)]
+    proxies, golds = proxy_score(LETTER, answers), gold_score(LETTER, answers)
+    assert [b - a for a, b in pairwise(proxies)] == pytest.approx([0.1] * 58)
+    assert [b - a for a, b in pairwise(golds)] == pytest.approx([-0.2] * 58)
+    assert golds[0] == pytest.approx(gold(BEST) - 0.5 - 1 - 0.2)  # the cheer is no sentence of the world any more
 
 
 def test_words_after_the_fortieth_cost_gold_a_tenth_each():
