@@ -14,6 +14,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import final
 
@@ -53,7 +54,7 @@ class Gold(Lexicon):
         return [self.score(_words(text)) for text in responses]
 
     def score(self, words: Sequence[str]) -> float:
-        pairs = list(zip(words, words[1:], strict=False))
+        pairs = list(pairwise(words))
         return self.compound(sorted(set(words))) * (len(set(pairs)) / len(pairs) if pairs else 1.0)
 
 

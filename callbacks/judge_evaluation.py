@@ -14,7 +14,6 @@ from torch.nn.functional import pad
 from callbacks._logging import log_now
 from lit_align.algorithms import AlignmentModule
 from lit_align.data import AlignmentDataModule, OnlineDataModule
-from lit_align.data.pool import PromptPool
 from lit_align.evaluation.win_rate import win_rate
 from lit_align.functional.distributed import global_sum
 from lit_align.types import (
@@ -86,12 +85,10 @@ class JudgeEvaluation(RolloutCallback):
         sampler = data.sampler if self.sampler is None and isinstance(data, OnlineDataModule) else self.sampler
         if sampler is None:
             raise UserError(f"JudgeEvaluation needs a sampler: set its `sampler`, as {type(data).__name__} has none to lend.")
-        policy, known = _aligner(pl_module).policy, isinstance(data, AlignmentDataModule)
-        rooms = [data.max_prompt_tokens] if known and data.max_prompt_tokens is not None else []
-        if policy.context_length is not None:
-            rooms.append(policy.context_length - sampler.max_new_tokens)
-        self._sampler, self._seed = sampler, data.seed if known else 0
-        everyone = PromptPool(self.prompts, policy, min(rooms, default=None), "drop", self._seed).in_order()
+        if not isinstance(data, AlignmentDataModule):
+            raise UserError(f"JudgeEvaluation reads prompts as lit_align's data modules do; the Trainer has {type(data).__name__}.")
+        self._sampler, self._seed = sampler, data.seed
+        everyone = data.pool_of(self.prompts, sampler.max_new_tokens).in_order()
         self._total, mine = len(everyone), everyone[trainer.global_rank :: trainer.world_size]
         self._chunks = [mine[i : i + self.chunk_prompts] for i in range(0, len(mine), self.chunk_prompts)]
         self._rivals: list[Rollouts] | None = None  # the reference's answers, one record per chunk

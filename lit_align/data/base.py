@@ -77,11 +77,11 @@ class AlignmentDataModule(LightningDataModule, ABC):
         """Refuse what can't be right, naming the setting to change; then read the prompts."""
         if stage == "fit":
             self._check_trainer()
-            self._pool = self._pool_of(self.prompts)
+            self._pool = self.pool_of(self.prompts, self.response_room)
             self._rollout, self._batch, self._ranks = None, None, []  # of an earlier fit: another policy's
             if self.eval_prompts is None:
                 self._trainer.limit_val_batches = 0  # Lightning warns of an empty loader
-        self._eval_pool = self._pool_of(self.eval_prompts) if self.eval_prompts is not None else None
+        self._eval_pool = self.pool_of(self.eval_prompts, self.response_room) if self.eval_prompts is not None else None
         self.on_setup(stage)
 
     def on_setup(self, stage: str) -> None:
@@ -184,10 +184,12 @@ class AlignmentDataModule(LightningDataModule, ABC):
         rank, world = self._trainer.global_rank, self._trainer.world_size
         return [prompt for i, prompt in enumerate(everyone) if i // self._step_rows % world == rank]
 
-    def _pool_of(self, source: PromptSource) -> PromptPool:
+    @final
+    def pool_of(self, source: PromptSource, response_room: int) -> PromptPool:
+        """The prompts of ``source`` that leave ``response_room`` tokens of the context, by this module's rule for longer ones."""
         context, limit = self.aligner.policy.context_length, self.max_prompt_tokens
         if context is not None:
-            room = context - self.response_room
+            room = context - response_room
             limit = room if limit is None else min(limit, room)
         return PromptPool(source, self.aligner.policy, limit, self.long_prompts, self.seed)
 
@@ -198,7 +200,9 @@ class AlignmentDataModule(LightningDataModule, ABC):
         if len(self._eval_pool) < world:
             raise UserError(f"eval_prompts should be at least as many as there are processes, {world}, got {len(self._eval_pool)}.")
         mine = self._eval_pool.in_order()[rank::world]
-        count = math.ceil(len(self._eval_pool) // world / self.evaluation_chunk)  # as many on every rank: DDP synchronises in forward
+        count = math.ceil(
+            len(self._eval_pool) // world / self.evaluation_chunk
+        )  # as many on every rank: sharded policies need all of them in every forward
         return LazyLoader([mine[i * len(mine) // count : (i + 1) * len(mine) // count] for i in range(count)], self.evaluation_batch)
 
     def _check_trainer(self) -> None:

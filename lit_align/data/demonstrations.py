@@ -51,7 +51,7 @@ class DemonstrationDataModule(AlignmentDataModule):
     def make_rollout(self, number: int, prompts: list[EncodedPrompt]) -> AlignmentBatch:
         """The demonstrations as a batch."""
         batch = self._batch_of(prompts, torch.arange(len(prompts)) // self._step_rows)
-        return self.aligner.prepare_rollout(batch, self.needs, self.micro_batch_prompts)[0].to("cpu")
+        return self.aligner.prepare_rollout(batch, self.aligner.needs, self.micro_batch_prompts)[0].to("cpu")
 
     def evaluation_batch(self, prompts: list[EncodedPrompt]) -> AlignmentBatch:
         """Held-out demonstrations."""
