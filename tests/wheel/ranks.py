@@ -1,0 +1,138 @@
+"""What two processes do, run once as a script: ``python -m tests.wheel.ranks MODEL WITH_DROPOUT FOLDER`` with the environment of a rank.
+
+Every scenario writes what this rank saw; the test compares it with one process.
+"""
+
+import math
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.strategies import DDPStrategy
+
+from lit_align.algorithms import DAR
+from lit_align.data import ListPrompts
+from lit_align.types import Prompt
+from tests.tiny import PROMPTS, adamw, make_dar, make_data, make_trainer, vowels
+from tests.wheel.harness import Fit, Poison, Recorder, Scores, Weights, differing, fit, patchy
+from tests.wheel.test_normaliser import dar, demonstrations, sft
+from tests.wheel.test_resume import Saves, everything
+
+HELD_OUT: dict[str, Any] = {"eval_prompts": ListPrompts(PROMPTS[:9], name="held out"), "eval_responses_per_prompt": 4, "chunk_prompts": 4}
+FIVE_STEPS: dict[str, Any] = {"max_epochs": 3}
+RESUME: dict[str, Any] = {"micro_batch_prompts": 1, "inner_epochs": 2, "chunk_prompts": 2}
+
+
+@dataclass
+class Ranks:
+    """Where a rank does its part, and what it saw."""
+
+    model: str
+    with_dropout: str
+    folder: Path
+    rank: int
+
+    def fit(self, name: str, trainer: dict[str, Any] | None = None, **options: Any) -> Fit:
+        return fit(self.folder / name, self.model, trainer=self.two | (trainer or {}), **options)
+
+    @property
+    def two(self) -> dict[str, Any]:
+        return {"strategy": DDPStrategy(process_group_backend="gloo"), "devices": 2}
+
+    def normalisers(self) -> dict[str, Any]:
+        weights = {}
+        for micro, accumulate in ((4, 1), (2, 2)):
+            trainer = {"max_epochs": 1, "accumulate_grad_batches": accumulate}
+            by_response = self.fit(f"dar{micro}", trainer, module=dar(self.model), micro_batch_prompts=micro, annotator=Scores(patchy))
+            data = demonstrations(self.folder / f"answers{self.rank}", micro)
+            by_token = self.fit(f"sft{micro}", trainer, module=sft(self.model), data=data)
+            weights[f"dar {micro}x{accumulate}"] = by_response.state
+            weights[f"sft {micro}x{accumulate}"] = by_token.state
+            weights[f"valid {micro}x{accumulate}"] = by_response.recorder.batches[0].valid.sum()
+        return weights
+
+    def order(self) -> dict[str, Any]:
+        steps = {}
+        for micro, accumulate in ((2, 1), (1, 2)):
+            trainer = {"accumulate_grad_batches": accumulate}
+            result = self.fit(f"order{micro}", trainer, micro_batch_prompts=micro, prompts_per_rollout=16, inner_epochs=3)
+            steps[f"{micro}x{accumulate}"] = result.recorder.steps(accumulate)
+        return steps
+
+    def losses(self) -> dict[str, Any]:
+        result = self.fit("losses", FIVE_STEPS, module=mild(self.model), micro_batch_prompts=2)
+        return {
+            "losses": result.recorder.losses,
+            "texts": texts(result.recorder),
+            "metrics": result.recorder.metrics,
+            "state": result.state,
+        }
+
+    def resumed(self) -> dict[str, Any]:
+        saves = Saves(self.folder)
+        trainer = {"max_epochs": 3, "accumulate_grad_batches": 2}
+        whole = self.fit("whole", trainer, module=everything(self.with_dropout), callbacks=[saves], **RESUME)
+        halfway = self.fit("half", trainer | {"max_epochs": 1}, module=everything(self.with_dropout), **RESUME)
+        halfway.trainer.save_checkpoint(self.folder / "end.ckpt")
+        found = {}
+        for name in ("end", "after-2", "after-5"):
+            rest = self.fit(f"rest-{name}", trainer, module=everything(self.with_dropout), ckpt_path=self.folder / f"{name}.ckpt", **RESUME)
+            found[name] = differing(whole.state, rest.state)
+        return found | {"steps": whole.trainer.global_step}
+
+    def one_bad_rank(self) -> dict[str, Any]:
+        weights = Weights()
+        trainer = {"max_epochs": 1, "accumulate_grad_batches": 2}
+        result = self.fit("bad", trainer, callbacks=[Poison((0,), ranks=(1,)), weights], micro_batch_prompts=1)
+        return {
+            "skipped": differing(weights.seen[0], weights.seen[1]),
+            "taken": differing(weights.seen[1], weights.seen[2]),
+            "state": result.state,
+        }
+
+    def one_silent_rank(self) -> dict[str, Any]:
+        """The second rank's annotator has no answer to anything, the first one's has."""
+        silent = Scores(lambda prompt, texts: [math.nan] * len(texts) if self.rank else vowels(prompt, texts))
+        result = self.fit("silent", {"max_epochs": 1}, annotator=silent, micro_batch_prompts=2)
+        return {"state": result.state, "metrics": result.recorder.metrics[0], "skipped": int(result.module.skipped_steps)}
+
+    def evaluation(self) -> dict[str, Any]:
+        def silent_on_the_second(prompt: Prompt, responses: Sequence[str]) -> list[float]:
+            return [math.nan] * len(responses) if self.rank else vowels(prompt, responses)
+
+        found = {}
+        for name, function in (("shared", patchy), ("silent", silent_on_the_second)):
+            trainer = make_trainer(self.folder / name, **self.two)
+            found[name] = trainer.validate(make_dar(self.model), make_data(**HELD_OUT, eval_annotator=Scores(function)), verbose=False)[0]
+        options = {"module": mild(self.model), "eval_annotator": Scores(patchy)} | HELD_OUT
+        fitted = self.fit("evaluated", {"max_epochs": 1, "check_val_every_n_epoch": 1}, micro_batch_prompts=2, **options)
+        return found | {"fitted": fitted.recorder.metrics[0], "state": fitted.state}
+
+
+def mild(model: str) -> DAR:
+    """Weights near 1, so that losses are a few nats and 1e-5 of one is a lot."""
+    return make_dar(model, alpha=0.5, beta=1.5, optimizer=adamw(3e-3))
+
+
+def texts(recorder: Recorder) -> list[dict[int, tuple[str, ...]]]:
+    """Responses of every rollout, by prompt."""
+    return [{p.id: said for p, said in zip(r.prompts, r.texts, strict=True)} for r in recorder.rollouts]
+
+
+def main() -> None:
+    warnings.simplefilter("error")
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    torch.set_num_threads(1)
+    ranks = Ranks(*sys.argv[1:3], Path(sys.argv[3]), int(os.environ["LOCAL_RANK"]))
+    scenarios = (ranks.normalisers, ranks.order, ranks.losses, ranks.resumed, ranks.one_bad_rank, ranks.one_silent_rank, ranks.evaluation)
+    torch.save({scenario.__name__: scenario() for scenario in scenarios}, ranks.folder / f"rank-{ranks.rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""Sampler, training forward and reference see the same tokens at the same positions, in any precision."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.testing import assert_close
+
+from lit_align.algorithms import DAR
+from lit_align.models import CausalPolicy
+from lit_align.types import UserError
+from tests.tiny import adamw, make_dar, sgd, write_tiny
+from tests.wheel.harness import fit
+
+MIXED = {"precision": "bf16-mixed"}
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("pad", [True, False])
+def test_the_first_divergence_is_none(pad: bool, temperature: float, tmp_path: Path) -> None:
+    model = write_tiny(tmp_path / "model", pad=pad)
+    module = DAR(CausalPolicy(model, temperature=temperature), optimizer=adamw())
+    result = fit(tmp_path, model, module=module, trainer={"max_epochs": 1}, responses_per_prompt=8)
+    rollouts, batch = result.recorder.rollouts[0], result.recorder.batches[0]
+    assert len({int(n) for n in rollouts.prompt_mask.sum(-1)}) > 2
+    assert rollouts.finished.any()
+    assert not rollouts.finished.all()
+    assert module.policy.pad_id == (0 if pad else 1)
+    assert_close(batch.sampling_logps, batch.reference_logps, atol=1e-4, rtol=0)
+    assert abs(float((batch.sampling_response_logps - batch.reference_response_logps).mean())) < 1e-4
+    assert float(batch.sampling_response_logps.mean()) < -5, "there are nats to disagree about"
+
+
+@pytest.mark.parametrize("shift", [-1, 1])
+def test_a_wrong_position_in_the_cache_ends_the_run(shift: int, tiny: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = make_dar(tiny)
+    model = module.policy.model
+    forward = model.forward
+
+    def shifted(*args: Any, position_ids: Tensor, **options: Any) -> Any:
+        return forward(*args, position_ids=position_ids + shift if position_ids.shape[1] == 1 else position_ids, **options)
+
+    monkeypatch.setattr(model, "forward", shifted)
+    with pytest.raises(
+        UserError, match=r"disagree by \d.* nats on a token.*CausalPolicy reads masks or positions differently with a cache"
+    ):
+        fit(root, tiny, module=module)
+
+
+def test_mixed_precision_recomputes_the_sampling_log_probs(tiny: str, root: Path) -> None:
+    result = fit(root, tiny, module=make_dar(tiny, optimizer=sgd(0.0)), trainer=MIXED | {"max_epochs": 1})
+    drawn, batch = result.recorder.rollouts[0].sampling_logps, result.recorder.batches[0]
+    assert result.trainer.precision == "bf16-mixed"
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        trained = result.module.policy(batch).token_logps.detach()
+    exact = result.module.policy(batch).token_logps.detach()
+    assert batch.sampling_logps is not None
+    assert batch.sampling_logps.dtype == trained.dtype == torch.float32
+    assert_close(batch.sampling_logps, trained.where(batch.response_mask, 0.0), atol=1e-2, rtol=0)
+    assert_close(batch.reference_logps, batch.sampling_logps, atol=1e-2, rtol=0)
+    assert not torch.equal(drawn, batch.sampling_logps), "the sampler's own are another layout's"
+    assert (exact.where(batch.response_mask, 0.0) - batch.sampling_logps).abs().max() > 1e-3, "autocast was on"
+
+
+def test_mixed_precision_with_clipping_and_accumulation(tiny: str, root: Path) -> None:
+    options = {"accumulate_grad_batches": 2, "gradient_clip_val": 1e-3, "max_epochs": 1}
+    start = dict(CausalPolicy(tiny).named_parameters())
+    lengths = []
+    for clip in ({}, {"gradient_clip_val": None}):
+        module = make_dar(tiny, optimizer=sgd(1.0))
+        result = fit(root, tiny, module=module, trainer=MIXED | options | clip)
+        assert result.trainer.global_step == 1
+        assert all(p.dtype == torch.float32 for p in module.policy.parameters())
+        moved = [(p.detach() - start[name].detach()).square().sum() for name, p in module.policy.named_parameters()]
+        lengths.append(float(torch.stack(moved).sum().sqrt()))
+    assert lengths[0] == pytest.approx(1e-3, rel=1e-2)
+    assert lengths[1] > 1.0
+
+
+def test_mixed_precision_learns_and_evaluates(tiny: str, root: Path) -> None:
+    from tests.wheel.test_evaluation import HELD_OUT
+
+    result = fit(root, tiny, trainer=MIXED | {"max_epochs": 4, "accumulate_grad_batches": 2, "check_val_every_n_epoch": 1}, **HELD_OUT)
+    rewards = [metrics["reward/mean"] for metrics in result.recorder.metrics]
+    assert rewards[-1] > rewards[0] + 0.1
+    assert int(result.module.skipped_steps) == 0
+    assert result.recorder.metrics[-1]["val/kl_reference"] > 0.1

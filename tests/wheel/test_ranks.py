@@ -1,0 +1,151 @@
+"""Two processes train as one does."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lit_align.models import CausalPolicy
+from lit_align.types import UserError
+from tests.tiny import make_dar, make_data, make_trainer
+from tests.wheel import ranks
+from tests.wheel.harness import Scores, differing, fit, patchy
+from tests.wheel.test_normaliser import assert_same, dar, demonstrations, expected_of_dar, expected_of_sft
+from tests.wheel.test_resume import everything
+
+ROOT = Path(__file__).parents[2]
+SECONDS = 240
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("ranks")
+
+
+@pytest.fixture(scope="module")
+def both(tiny_with_dropout: str, tiny: str, folder: Path) -> list[dict[str, Any]]:
+    """What each rank saw; started once for all tests here."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "NODE_RANK": "0", "OMP_NUM_THREADS": "1"}
+    logs = [(folder / f"rank-{rank}.log").open("w") for rank in range(2)]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.wheel.ranks", tiny, tiny_with_dropout, str(folder)],
+            cwd=ROOT,
+            env=os.environ | shared | {"LOCAL_RANK": str(rank), "RANK": str(rank)},
+            stdout=subprocess.DEVNULL,
+            stderr=log,
+        )
+        for rank, log in enumerate(logs)
+    ]
+    codes: list[int | None] = [None, None]
+    try:
+        codes = [process.wait(SECONDS) for process in processes]
+    except subprocess.TimeoutExpired:
+        pass
+    finally:
+        for process, log in zip(processes, logs, strict=True):
+            process.kill()
+            process.wait()
+            log.close()
+    said = [Path(log.name).read_text()[-4000:] for log in logs]
+    assert codes == [0, 0], "\n\n".join(said)
+    return [torch.load(folder / f"rank-{rank}.pt", weights_only=False) for rank in range(2)]
+
+
+def policy_weights(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name.removeprefix("policy."): value for name, value in state.items() if name.startswith("policy.")}
+
+
+@pytest.mark.parametrize("split", ["4x1", "2x2"])
+def test_the_mean_is_over_the_responses_of_both(split: str, both: list[dict[str, Any]], tiny: str, root: Path) -> None:
+    one = fit(root, tiny, module=dar(tiny), annotator=Scores(patchy), micro_batch_prompts=8, trainer={"max_epochs": 1})
+    expected, start = expected_of_dar(tiny, one), dict(CausalPolicy(tiny).named_parameters())
+    for rank in both:
+        assert_same(policy_weights(rank["normalisers"][f"dar {split}"]), expected, start)
+    assert both[0]["normalisers"][f"valid {split}"] != both[1]["normalisers"][f"valid {split}"], (
+        "the ranks differ, so a mean of means is wrong"
+    )
+
+
+@pytest.mark.parametrize("split", ["4x1", "2x2"])
+def test_the_mean_is_over_the_tokens_of_both(split: str, both: list[dict[str, Any]], tiny: str, root: Path) -> None:
+    expected, start = expected_of_sft(tiny, demonstrations(root, 8)), dict(CausalPolicy(tiny).named_parameters())
+    for rank in both:
+        assert_same(policy_weights(rank["normalisers"][f"sft {split}"]), expected, start)
+
+
+def test_a_step_is_the_same_prompts_on_both_together(both: list[dict[str, Any]], tiny: str, root: Path) -> None:
+    alone = fit(root, tiny, micro_batch_prompts=4, prompts_per_rollout=16, inner_epochs=3).recorder.steps(1)
+    for split in ("2x1", "1x2"):
+        mine, others = both[0]["order"][split], both[1]["order"][split]
+        assert all(a.isdisjoint(b) for a, b in zip(mine, others, strict=True))
+        assert [a | b for a, b in zip(mine, others, strict=True)] == alone
+
+
+def test_samples_and_losses_are_those_of_one_process(both: list[dict[str, Any]], tiny: str, root: Path) -> None:
+    one = fit(root, tiny, module=ranks.mild(tiny), trainer=ranks.FIVE_STEPS, micro_batch_prompts=4)
+    together = [a | b for a, b in zip(both[0]["losses"]["texts"], both[1]["losses"]["texts"], strict=True)]
+    assert together == ranks.texts(one.recorder)
+    assert len(one.recorder.losses) == 6
+    for rank in both:
+        assert rank["losses"]["losses"][:5] == pytest.approx(one.recorder.losses[:5], abs=1e-5, rel=0)
+        assert rank["losses"]["metrics"][0] == pytest.approx(one.recorder.metrics[0], abs=1e-5)
+    assert differing(both[0]["losses"]["state"], both[1]["losses"]["state"]) == []
+
+
+@pytest.mark.parametrize("moment", ["end", "after-2", "after-5"])
+def test_a_resumed_run_ends_where_the_whole_one_does(moment: str, both: list[dict[str, Any]]) -> None:
+    assert [rank["resumed"][moment] for rank in both] == [[], []]
+    assert both[0]["resumed"]["steps"] == 3 * 4
+
+
+def test_another_number_of_processes_is_refused(both: list[dict[str, Any]], tiny_with_dropout: str, folder: Path, root: Path) -> None:
+    with pytest.raises(UserError, match=r"a rollout of 2 processes, this run has 1\. Resume with as many"):
+        fit(root, tiny_with_dropout, module=everything(tiny_with_dropout), ckpt_path=folder / "end.ckpt", **ranks.RESUME)
+
+
+def test_an_evaluation_needs_no_such_number(both: list[dict[str, Any]], tiny_with_dropout: str, folder: Path, root: Path) -> None:
+    data = make_data(**ranks.HELD_OUT)
+    (result,) = make_trainer(root).validate(everything(tiny_with_dropout), data, ckpt_path=folder / "end.ckpt", verbose=False)
+    assert result["val/kl_reference"] > 1e-3
+
+
+def test_neither_moves_where_one_has_an_infinite_loss(both: list[dict[str, Any]]) -> None:
+    for rank in both:
+        assert rank["one_bad_rank"]["skipped"] == ["skipped_steps"]
+        assert "policy.model.model.norm.weight" in rank["one_bad_rank"]["taken"]
+        assert all(value.isfinite().all() for value in rank["one_bad_rank"]["state"].values())
+    assert differing(both[0]["one_bad_rank"]["state"], both[1]["one_bad_rank"]["state"]) == []
+
+
+def test_a_rank_without_valid_rows_takes_the_other_s_step(both: list[dict[str, Any]]) -> None:
+    for rank in both:
+        assert rank["one_silent_rank"]["skipped"] == 0
+        assert rank["one_silent_rank"]["metrics"]["labels/invalid"] == 16.0
+        assert rank["one_silent_rank"]["metrics"]["labels/used"] == 32.0
+    assert differing(both[0]["one_silent_rank"]["state"], both[1]["one_silent_rank"]["state"]) == []
+
+
+def test_held_out_scores_are_averaged_over_both(both: list[dict[str, Any]], tiny: str, root: Path) -> None:
+    """Nine prompts: the ranks have five and four, in chunks of four."""
+    options = ranks.HELD_OUT | {"eval_annotator": Scores(patchy)}
+    (one,) = make_trainer(root).validate(make_dar(tiny), make_data(**options), verbose=False)
+    for rank in both:
+        assert rank["evaluation"]["shared"] == pytest.approx(one, abs=1e-5)
+        assert 0 < rank["evaluation"]["silent"]["val/reward"] < 1
+    options |= {"chunk_prompts": 9, "module": ranks.mild(tiny), "micro_batch_prompts": 4}
+    alone = fit(root, tiny, trainer={"max_epochs": 1, "check_val_every_n_epoch": 1}, **options)
+    for rank in both:
+        assert rank["evaluation"]["fitted"] == pytest.approx(alone.recorder.metrics[0], abs=1e-5)
+
+
+def test_the_folder_of_a_run_holds_both_journals(both: list[dict[str, Any]], folder: Path) -> None:
+    assert sorted(path.name for path in (folder / "losses" / "journal").iterdir()) == ["labels-0.jsonl", "labels-1.jsonl"]
