@@ -13,11 +13,13 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from lit_align.algorithms.heldout import prediction_rows, sample_metrics, unlabelled_batch
+from lit_align.algorithms.reduction import counted, reduced, valid_like, widened
+from lit_align.algorithms.resume import rewind
 from lit_align.functional.distributed import global_mean, global_sum
 from lit_align.functional.logprobs import response_logps
 from lit_align.types import (
     AlignmentBatch,
-    Annotation,
     Diagnostics,
     Needs,
     Policy,
@@ -79,10 +81,10 @@ class AlignmentModule(LightningModule, ABC):
             batch = self._with_training_logps(batch, chunk_prompts)
         if needs.reference:
             rows = torch.arange(len(batch.scores), device=batch.scores.device).split(chunk_prompts)
-            logps = [_widened(self.reference.token_logps(part := batch.rows(r)), batch, part) for r in rows]
+            logps = [widened(self.reference.token_logps(part := batch.rows(r)), batch, part) for r in rows]
             batch = replace(batch, reference_logps=torch.cat(logps))
         batch, diagnostics = self.prepare(batch)
-        self.log_rollout({name: global_mean(value, _everywhere(value, batch.valid)) for name, value in diagnostics.items()})
+        self.log_rollout({name: global_mean(value, valid_like(value, batch.valid)) for name, value in diagnostics.items()})
         return batch, diagnostics
 
     @final
@@ -106,7 +108,7 @@ class AlignmentModule(LightningModule, ABC):
             torch.manual_seed(batch.dropout_seed)
         output = self.policy(batch)
         losses, diagnostics = self.objective(batch, output)
-        loss = _reduced(losses, batch)
+        loss = reduced(losses, batch)
         self._account(loss, diagnostics, batch)
         logps = response_logps(output.token_logps.detach(), batch.loss_mask)
         step = StepOutput(loss=loss, losses=losses.detach(), logps=logps, diagnostics=diagnostics)
@@ -132,7 +134,7 @@ class AlignmentModule(LightningModule, ABC):
         """Resume after the last optimizer step. A checkpoint written between two steps has no gradients, so the micro-batches
         since the last one are given out again."""
         if self._trainer is not None and "loops" in checkpoint:
-            _rewind(checkpoint["loops"]["fit_loop"], self._trainer.accumulate_grad_batches)
+            rewind(checkpoint["loops"]["fit_loop"], self._trainer.accumulate_grad_batches)
 
     @final
     def validation_step(self, batch: Samples | AlignmentBatch, batch_idx: int) -> None:
@@ -149,18 +151,7 @@ class AlignmentModule(LightningModule, ABC):
         """One row per held-out prompt: prompt, responses, log-probs, and scores where there is an annotator."""
         if not isinstance(batch, Samples):
             raise UserError("predict writes sampled answers: use OnlineDataModule with eval_prompts.")
-        rollouts, annotation = batch.rollouts, batch.annotation
-        logps = rollouts.sampling_logps.sum(-1)
-        rows = []
-        for i, (prompt, texts) in enumerate(zip(rollouts.prompts, rollouts.texts, strict=True)):
-            content = prompt.content if isinstance(prompt.content, str) else [dict(message) for message in prompt.content]
-            row = {"id": prompt.id, "prompt": content, "responses": list(texts), "logps": logps[i].tolist()}
-            row["finished"] = rollouts.finished[i].tolist()
-            if annotation is not None:
-                scores, valid = annotation.scores[i].tolist(), annotation.valid[i].tolist()
-                row["scores"] = [score if ok else None for score, ok in zip(scores, valid, strict=True)]
-            rows.append(row)
-        return rows
+        return prediction_rows(batch)
 
     @final
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -183,7 +174,7 @@ class AlignmentModule(LightningModule, ABC):
         if exact and self._sampler_checked:
             return batch
         rows = torch.arange(len(batch.scores), device=batch.scores.device).split(chunk_prompts)
-        logps = [_widened(self.policy(part := batch.rows(r)).token_logps, batch, part) for r in (rows[:1] if exact else rows)]
+        logps = [widened(self.policy(part := batch.rows(r)).token_logps, batch, part) for r in (rows[:1] if exact else rows)]
         if not exact:
             return replace(batch, sampling_logps=torch.cat(logps))
         gap = float((logps[0] - batch.sampling_logps[rows[0]]).abs().max())  # pyright: ignore[reportOptionalSubscript]
@@ -201,62 +192,19 @@ class AlignmentModule(LightningModule, ABC):
         bad = ~loss.detach().isfinite() | (batch.response_normaliser == 0)
         entries = {"bad": bad.float(), "train/loss": loss.detach().float()}
         for name, value in diagnostics.items():
-            entries[name] = _reduced(value.detach().float(), batch) if value.dim() else value.detach().float()
+            entries[name] = reduced(value.detach().float(), batch) if value.dim() else value.detach().float()
         self._sums = {name: self._sums[name] + value if name in self._sums else value for name, value in entries.items()}
 
     def _log_evaluation(self, stage: str, batch: Samples | AlignmentBatch) -> None:
-        metrics: dict[str, tuple[Tensor, Tensor]] = {}  # values, and which of them count
         if isinstance(batch, Samples):
-            rollouts, annotation = batch.rollouts, batch.annotation
-            everything = torch.ones_like(rollouts.finished)
-            metrics["response_length"] = rollouts.response_mask.sum(-1).float(), everything
-            metrics["finished"] = rollouts.finished.float(), everything
-            if annotation is not None:
-                metrics["reward"] = annotation.scores, annotation.valid
+            metrics = sample_metrics(batch)
             if self.needs.reference:
-                nothing = Annotation(scores=torch.zeros_like(rollouts.finished, dtype=torch.float32), valid=rollouts.finished)
-                scored = self._with_training_logps(AlignmentBatch.of(rollouts, annotation or nothing), len(rollouts.prompts))
+                scored = self._with_training_logps(unlabelled_batch(batch.rollouts), len(batch.rollouts.prompts))
                 reference = response_logps(self.reference.token_logps(scored), scored.loss_mask)
-                metrics["kl_reference"] = scored.sampling_response_logps - reference, everything
+                metrics["kl_reference"] = scored.sampling_response_logps - reference, torch.ones_like(scored.finished)
         else:
             losses, _ = self.objective(batch, self.policy(batch))
-            metrics["loss"] = losses, _everywhere(losses, batch.valid) & batch.loss_mask if losses.dim() == 3 else batch.valid
-        for name, (values, counted) in metrics.items():  # on every rank, also where nothing counts
-            count = int(counted.sum())
-            mean = values.where(counted, 0.0).sum() / max(count, 1)
-            self.log(f"{stage}/{name}", mean, sync_dist=True, on_epoch=True, batch_size=count)
-
-
-def _reduced(values: Tensor, batch: AlignmentBatch) -> Tensor:
-    """Sum over valid responses ``[B, K]``, or their tokens ``[B, K, T]``, over the normaliser of the optimizer step."""
-    per_token = values.dim() == 3
-    counted = batch.valid.unsqueeze(-1) & batch.loss_mask if per_token else batch.valid
-    normaliser = batch.token_normaliser if per_token else batch.response_normaliser
-    if normaliser is None:
-        raise ValueError("This batch did not come from the data module's loader: it has no normaliser.")
-    return values.where(counted, 0.0).sum() / normaliser.clamp(min=1e-9)
-
-
-def _everywhere(values: Tensor, valid: Tensor) -> Tensor:
-    """``valid`` with the shape of ``values``; everything where they are no ``[B, K]``."""
-    if values.dim() == 3:
-        return valid.unsqueeze(-1).expand_as(values)
-    return valid if values.shape == valid.shape else torch.ones_like(values, dtype=torch.bool)
-
-
-def _widened(token_logps: Tensor, batch: AlignmentBatch, part: AlignmentBatch) -> Tensor:
-    """Zero outside the response, and as wide as the whole batch, ``[b, K, T]``."""
-    missing = batch.response_mask.shape[-1] - token_logps.shape[-1]
-    return torch.nn.functional.pad(token_logps.where(part.response_mask, 0.0), (0, missing))
-
-
-def _rewind(loop: dict[str, Any], accumulate: int) -> None:
-    """Point the state of Lightning's fit loop at the micro-batch that follows the last optimizer step."""
-    steps = loop["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]["step"]["current"]["completed"]
-    progress, position = loop["epoch_loop.batch_progress"], steps * accumulate
-    if any(progress["current"][name] != position for name in ("ready", "started", "processed")):
-        for name, count in progress["current"].items():
-            progress["total"][name] += position - count
-            progress["current"][name] = position
-        progress["is_last_batch"] = False
-    loop["state_dict"]["combined_loader"] = [{"position": position}]
+            metrics = {"loss": (losses, counted(losses, batch))}
+        for name, (values, which) in metrics.items():  # on every rank, also where nothing counts
+            size = int(which.sum())
+            self.log(f"{stage}/{name}", values.where(which, 0.0).sum() / max(size, 1), sync_dist=True, on_epoch=True, batch_size=size)

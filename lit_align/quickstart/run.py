@@ -15,6 +15,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from lit_align.algorithms.heldout import unlabelled_batch
 from lit_align.data.pool import PromptPool
 from lit_align.data.sources import JsonlPrompts
 from lit_align.evaluation.win_rate import WinRate, win_rate
@@ -24,7 +25,7 @@ from lit_align.models import CausalPolicy
 from lit_align.quickstart.model import make_initial_policy
 from lit_align.quickstart.rules import gold_score, proxy_score
 from lit_align.quickstart.world import write_world
-from lit_align.types import AlignmentBatch, Annotation, Policy, Rollouts, Stream, UserError
+from lit_align.types import Policy, Rollouts, Stream, UserError
 
 RunTrainer = Callable[[Sequence[str]], Any]
 FOLDER = Path("runs/quickstart")  # as in the configs
@@ -131,9 +132,7 @@ def _answers(policy: Policy, folder: Path, seed: int) -> Answers:
 
 def _divergence(answers: Answers, reference: Policy) -> float:
     """Mean of ``log pi - log pi_ref`` of the answers, in nats."""
-    rollouts = answers.rollouts
-    unlabelled = Annotation(scores=torch.zeros(rollouts.finished.shape), valid=torch.zeros_like(rollouts.finished))
-    batch = AlignmentBatch.of(rollouts, unlabelled)
+    batch = unlabelled_batch(answers.rollouts)
     with reference.inference():
         logps = response_logps(reference(batch).token_logps, batch.loss_mask)
     return float((batch.sampling_response_logps - logps).mean())
