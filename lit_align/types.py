@@ -255,8 +255,13 @@ class PromptSource(ABC):
 
 
 class Annotator(ABC):
-    """Labels responses: a rule, a reward model, an LLM judge, an API. ``version`` changes when it learns."""
+    """Labels responses: a rule, a reward model, an LLM judge, an API.
 
+    ``identity`` says which of its kind it is (a function's or a model's name), so that no label of another one is taken for its
+    own; ``version`` changes when it learns.
+    """
+
+    identity: str = ""
     version: int = 0
 
     @abstractmethod

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from types import FunctionType
 from typing import Any, TypeVar, final
 
 import torch
@@ -45,6 +46,8 @@ class FunctionAnnotator(Annotator):
         if concurrency < 1:
             raise UserError(f"FunctionAnnotator: concurrency should be the number of calls at once, at least 1, got {concurrency}.")
         self.function = function
+        named = function if isinstance(function, FunctionType) else type(function)
+        self.identity = f"{named.__module__}.{named.__qualname__}"
         self.concurrency = concurrency
         self.failures: Counter[str] = Counter()
         self._runner: asyncio.Runner | None = None

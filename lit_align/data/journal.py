@@ -18,7 +18,7 @@ class _Key(NamedTuple):
     rollout: int
     prompt: int
     occurrence: int
-    content: str  # hash of what was labelled, and by which version
+    content: str  # hash of what was labelled, and by whom
 
 
 class _Labels(NamedTuple):
@@ -31,8 +31,7 @@ class LabelJournal:
     """An append-only file of labels per rank, ``labels-{rank}.jsonl``; one line holds the ``K`` labels of one prompt.
 
     At opening every rank reads the files of all ranks, so that the number of ranks may change between runs; it then writes
-    to its own file only. Open it on all ranks before the first of them annotates. A journal cannot tell annotators apart:
-    another one needs another folder, or another ``version``.
+    to its own file only. Open it on all ranks before the first of them annotates.
 
     Args:
         folder: where the files are; made if missing.
@@ -70,14 +69,14 @@ class LabelJournal:
         call, committed to disk, then returned. First answer and replay are equal to the bit.
 
         A prompt's labels are those of (``stream.name``, ``stream.rollout``, prompt id, occurrence), if its content, its
-        reference, its responses and ``annotator.version`` are what they were then; else it is asked for again.
+        reference, its responses and the annotator's ``identity`` and ``version`` are what they were then; else it is asked for again.
 
         Raises:
             UserError: if the annotator's answer has the wrong shape, or an infinite or NaN score that it calls valid, or a
                 preference that is no probability. None of that answer is kept.
         """
-        version = annotator.version
-        keys = [_key(rollouts, row, stream, version) for row in range(len(rollouts.prompts))]
+        version = annotator.version  # of the labels that are asked for, whatever it learns from the asking
+        keys = [_key(rollouts, row, stream, annotator) for row in range(len(rollouts.prompts))]
         missing = [row for row, key in enumerate(keys) if key not in self._known]
         if missing:
             if self._file.closed:
@@ -119,10 +118,11 @@ class LabelJournal:
         return size
 
 
-def _key(rollouts: Rollouts, row: int, stream: Stream, version: int) -> _Key:
+def _key(rollouts: Rollouts, row: int, stream: Stream, annotator: Annotator) -> _Key:
     prompt = rollouts.prompts[row]
     content = prompt.content if isinstance(prompt.content, str) else [dict(message) for message in prompt.content]
-    said = json.dumps([content, prompt.reference, rollouts.texts[row], version], sort_keys=True)
+    who = [annotator.identity, annotator.version]
+    said = json.dumps([content, prompt.reference, rollouts.texts[row], who], sort_keys=True)
     digest = hashlib.blake2b(said.encode(), digest_size=16).hexdigest()
     return _Key(stream.name, stream.rollout, prompt.id, int(rollouts.occurrences[row]), digest)
 

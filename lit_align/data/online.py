@@ -42,6 +42,7 @@ class OnlineDataModule(AlignmentDataModule):
         missing_eos_penalty: subtracted from the score of a response that did not end by itself, in units of reward.
         chunk_prompts: prompts that are sampled, then annotated, together on one rank.
         eval_responses_per_prompt: K of held-out prompts.
+        eval_sampler: answers held-out prompts, greedily for example; the training one if None.
         max_prompt_tokens: longest prompt; None is what the context leaves beside the response.
         long_prompts: what becomes of longer prompts.
         seed: of the order of prompts, of sampling and of dropout.
@@ -61,6 +62,7 @@ class OnlineDataModule(AlignmentDataModule):
         missing_eos_penalty: float = 0.0,
         chunk_prompts: int = 32,
         eval_responses_per_prompt: int = 1,
+        eval_sampler: Sampler | None = None,
         max_prompt_tokens: int | None = None,
         long_prompts: LongPrompts = "drop",
         seed: int = 0,
@@ -70,13 +72,14 @@ class OnlineDataModule(AlignmentDataModule):
         )
         self.sampler, self.annotator, self.eval_annotator = sampler, annotator, eval_annotator
         self.responses_per_prompt, self.eval_responses_per_prompt = responses_per_prompt, eval_responses_per_prompt
+        self.eval_sampler = sampler if eval_sampler is None else eval_sampler
         self.missing_eos_penalty, self.chunk_prompts = missing_eos_penalty, chunk_prompts
         self._journal: LabelJournal | None = None
 
     @property
     def response_room(self) -> int:
         """The longest response."""
-        return self.sampler.max_new_tokens
+        return max(self.sampler.max_new_tokens, self.eval_sampler.max_new_tokens)
 
     def on_setup(self, stage: str) -> None:
         """Wake the annotators; open the journal."""
@@ -119,7 +122,7 @@ class OnlineDataModule(AlignmentDataModule):
         """Answers drawn with the same noise at every evaluation, so that differences are the policy's."""
         policy = self.aligner.policy
         with self._trainer.precision_plugin.forward_context(), policy.inference():
-            rollouts = self.sampler.sample(policy, prompts, self.eval_responses_per_prompt, Stream(self.seed, "eval", 0))
+            rollouts = self.eval_sampler.sample(policy, prompts, self.eval_responses_per_prompt, Stream(self.seed, "eval", 0))
         return Samples(rollouts, self.eval_annotator.annotate(rollouts) if self.eval_annotator is not None else None)
 
     @property

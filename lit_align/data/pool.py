@@ -33,7 +33,10 @@ class PromptPool:
     def __init__(self, source: PromptSource, policy: Policy, max_tokens: int | None, long_prompts: LongPrompts, seed: int) -> None:
         self.source, self.policy, self.max_tokens, self.seed = source, policy, max_tokens, seed
         if max_tokens is not None and max_tokens < 1:
-            raise UserError(f"No room for a prompt: {max_tokens} tokens are left of the context. Lower the sampler's max_new_tokens.")
+            raise UserError(
+                f"No room for a prompt: {max_tokens} tokens are left of the context. Lower the sampler's `max_new_tokens` (for "
+                "demonstrations: `max_response_tokens`)."
+            )
         fits = [i for i in range(len(source)) if max_tokens is None or long_prompts == "truncate_left" or self._length(i) <= max_tokens]
         self.dropped = len(source) - len(fits)
         self._rows = fits
@@ -45,8 +48,8 @@ class PromptPool:
             )
         if not fits:
             raise UserError(
-                f"All {len(source)} prompts are longer than {max_tokens} tokens. Set `long_prompts: truncate_left`, "
-                "lower the sampler's max_new_tokens, or choose a policy with a longer context."
+                f"All {len(source)} prompts are longer than {max_tokens} tokens. Set `long_prompts: truncate_left`, lower the sampler's "
+                "`max_new_tokens` (for demonstrations: `max_response_tokens`), or choose a policy with a longer context."
             )
         if self.dropped:
             share = self.dropped / len(source)

@@ -337,3 +337,16 @@ def test_from_a_yaml(function, factor, tmp_path, monkeypatch):
     annotator.close()
     assert scores.tolist() == [[factor * length for length in row] for row in LENGTHS]
     assert annotator.concurrency == 2
+
+
+class Judge:
+    def __call__(self, prompt, responses):
+        return [0.0 for _ in responses]
+
+
+def test_the_identity_is_the_name_of_the_function():
+    def mine(prompt, responses):
+        return [0.0 for _ in responses]
+
+    assert FunctionAnnotator(mine).identity == f"{__name__}.test_the_identity_is_the_name_of_the_function.<locals>.mine"
+    assert FunctionAnnotator(Judge()).identity == f"{__name__}.Judge"

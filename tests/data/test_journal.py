@@ -396,3 +396,14 @@ def test_a_wrong_answer_is_refused_and_not_kept(annotator, message, opened):
     assert opened().labels_used == journal.labels_used == 0
     journal.annotate(Oracle(), rollouts(), TRAIN)
     assert opened().labels_used == 6
+
+
+def test_another_annotator_is_asked_for_its_own_labels(opened):
+    first, other = Oracle(), Oracle()
+    first.identity, other.identity = "my.kindness", "my.honesty"
+    opened().annotate(first, rollouts(), TRAIN)
+    opened().annotate(other, rollouts(), TRAIN)
+    assert other.asked == [TEXTS]
+    never = Never()
+    never.identity = "my.kindness"
+    opened().annotate(never, rollouts(), TRAIN)

@@ -10,6 +10,7 @@ from torch.testing import assert_close
 
 from lit_align.annotators import FunctionAnnotator
 from lit_align.data import ListPrompts
+from lit_align.generation import CacheSampler
 from lit_align.types import Samples, UserError
 from tests.tiny import PROMPTS, make_dar, make_data, make_trainer, sgd, vowels
 from tests.wheel.harness import Scores, differing, fit, patchy
@@ -122,3 +123,14 @@ def test_demonstrations_have_a_loss(tiny: str, root: Path) -> None:
     assert_close(result["val/loss"], -total / sum(len(p) for p in logps), atol=1e-5, rtol=0)
     with pytest.raises(UserError, match="OnlineDataModule"):
         make_trainer(root).predict(module, data)
+
+
+def test_held_out_prompts_may_have_a_sampler_of_their_own(tiny: str, root: Path) -> None:
+    greedy, drawn = (make_data(**HELD_OUT, eval_responses_per_prompt=2, eval_sampler=s) for s in (CacheSampler(8, greedy=True), None))
+    answers = []
+    for data in (greedy, drawn):
+        heard = Heard()
+        make_trainer(root, callbacks=[heard]).validate(make_dar(tiny), data, verbose=False)
+        answers.append(heard.texts)
+    assert all(first == second for chunk in answers[0] for first, second in chunk), "the likeliest answer twice"
+    assert any(first != second for chunk in answers[1] for first, second in chunk)
