@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from lit_align.algorithms import BatchMean, BatchStd, FixedScale, ReferenceStd, RunningMax, group_centred
+from lit_align.algorithms import BatchMean, BatchStd, FixedScale, ReferenceStd, RunningMax, group_centred, leave_one_out
 from lit_align.types import UserError
 from tests.algorithms.worlds import SAMPLING, drawn_by, make_module
 
@@ -125,3 +125,14 @@ def test_the_batch_mean_is_that_of_valid_scores():
     valid[1] = False
     advantages = BatchMean()(SCORES, valid)
     assert_close(advantages, (SCORES - SCORES[[0, 2, 3]].mean()).where(valid, 0.0))
+
+
+@pytest.mark.parametrize("k", [2, 3, 8])
+def test_the_batch_std_makes_baselines_coincide_and_depends_on_k(k):
+    """K changes the temperature: the slope of a standardised advantage in the reward is sqrt((K - 1)/K) / sigma_within."""
+    scores = torch.randn(64, k, generator=torch.Generator().manual_seed(k), dtype=torch.float64)
+    valid, steps = torch.ones_like(scores, dtype=torch.bool), torch.zeros(64, dtype=torch.long)
+    mean, others = group_centred(scores), leave_one_out(scores)
+    by_mean, by_others = (BatchStd().measure(NOTHING, scores, a, valid, steps, NOTHING) for a in (mean, others))
+    assert_close(mean / by_mean.unsqueeze(-1), others / by_others.unsqueeze(-1))
+    assert_close(by_mean * (k / (k - 1)) ** 0.5, ReferenceStd().measure(NOTHING, scores, mean, valid, steps, NOTHING))

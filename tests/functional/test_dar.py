@@ -299,3 +299,14 @@ def test_effective_sample_size(weights, share, unit):
 def test_effective_sample_size_of_nothing_is_nothing():
     assert effective_sample_size(torch.tensor([math.nan]), torch.tensor([False])).item() == 0.0
     assert effective_sample_size(torch.zeros(0, 4)).item() == 0.0
+
+
+def test_clipped_weights_of_a_vanishing_price_are_a_filter_at_the_group_mean():
+    weights = dar_weights(ADVANTAGES, SAMPLING, SAMPLING, alpha=1e-6, beta=1e-6, max_weight=20.0)
+    assert_close(weights, 20.0 * (ADVANTAGES > 0).double())
+
+
+def test_weights_without_a_ceiling_of_a_vanishing_price_are_one_sample_of_the_batch():
+    weights = dar_weights(ADVANTAGES, SAMPLING, SAMPLING, alpha=1e-3, beta=2e-3)
+    assert int(weights.argmax()) == int(ADVANTAGES.argmax())
+    assert_close(effective_sample_size(weights), torch.tensor(1 / ADVANTAGES.numel(), dtype=torch.float64), rtol=1e-6, atol=0)
