@@ -1,0 +1,320 @@
+"""Every file under configs/ builds what it says, with the real command line and folders that a laptop writes in a second."""
+
+import inspect
+import sys
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from pydoc import locate
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.strategies import DDPStrategy
+from transformers.optimization import Adafactor
+
+import callbacks
+from benchmarks.stories import Gold, Proxy
+from lit_align.algorithms import DAR, SFT, BatchStd, ClippedWeights, GroupWeights, ReferenceStd, group_centred, leave_one_out
+from lit_align.annotators import FunctionAnnotator
+from lit_align.cli.trainer import AlignmentCLI, run_trainer
+from lit_align.data import DemonstrationDataModule, JsonlPrompts, OnlineDataModule
+from lit_align.generation import CacheSampler
+from lit_align.quickstart.rules import gold_score, proxy_score
+from lit_align.quickstart.world import write_world
+from tests.tiny import write_prompts, write_tiny
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+FILES = sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob("*.y*ml"))
+ANCHORED, LOCAL = "algorithm/dar_anchored.yaml", "experiment/local.yaml"
+
+# What a file is composed with, by its name or that of its folder. "..." is the file itself.
+RULES: dict[str, tuple[str, ...]] = {
+    "algorithm/sft.yaml": ("...",),  # it samples nothing: the sampler and the annotator of the local experiment are not for it
+    "algorithm": ("...", LOCAL),
+    "annotator": (ANCHORED, LOCAL, "..."),
+    "callbacks": (ANCHORED, LOCAL, "..."),
+    "data": (ANCHORED, LOCAL, "..."),
+    "experiment": (ANCHORED, "..."),
+    "strategy": (ANCHORED, LOCAL, "..."),
+    "quickstart.yaml": (ANCHORED, "..."),
+    "quickstart_warmup.yaml": ("algorithm/sft.yaml", "..."),
+}
+
+# Where the files look for prompts; models, worlds and the lexicon are written beside them.
+PROMPT_FILES = (
+    "prompts.jsonl",
+    "eval_prompts.jsonl",
+    "runs/stories-world/prompts.jsonl",
+    "runs/stories-world/eval_prompts.jsonl",
+    "data/hh_harmless_base/dev.jsonl",
+)
+
+# What no file says, and a user says on the command line.
+SAID: dict[str, dict[str, str]] = {
+    "algorithm/sft.yaml": {
+        "model.init_args.policy": "CausalPolicy",
+        "model.init_args.policy.init_args.path": "my-model",
+        "data.init_args.prompts": "JsonlPrompts",
+        "data.init_args.prompts.init_args.path": "prompts.jsonl",
+    },
+}
+
+# What a machine for tests may lack, by the file that asks for it, and what stands in.
+STAND_INS: dict[str, dict[str, str]] = {
+    "strategy/ddp.yaml": {"trainer.accelerator": "cpu", "trainer.devices": "1"},  # a GPU
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The folder where all that the files name is to be found; nothing is run in it."""
+    folder = tmp_path_factory.mktemp("world")
+    for name in ("my-model", "runs/quickstart/initial", "runs/quickstart/policy", "data/stories260K"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        write_tiny(folder / name, context=256)
+    write_world(folder / "runs" / "quickstart" / "world", 0, 8, 8, 8)
+    for name in PROMPT_FILES:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        write_prompts(folder / name)
+    (folder / "data" / "sentiment_vader").mkdir()
+    (folder / "data" / "sentiment_vader" / "vader_lexicon.txt").write_text("happy\t2.7\t0.9\nsad\t-2.1\t0.9\n", encoding="utf-8")
+    (folder / "my_annotator.py").write_text("def score(prompt, responses):\n    return [1.0 for _ in responses]\n", encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("LIT_ALIGN_DATA", str(folder / "data"))
+        patch.setattr("sys.path", [str(folder), *sys.path])
+        patch.delitem(sys.modules, "my_annotator", raising=False)
+        patch.setattr("lightning.pytorch.cli.LightningCLI._run_subcommand", lambda *_: None)
+        yield
+    sys.modules.pop("my_annotator", None)
+
+
+@cache
+def build(*files: str, **overrides: str) -> AlignmentCLI:
+    """What ``lit-align fit`` builds of these files, before it fits."""
+    configs = (f"--config={CONFIGS / file}" for file in files)
+    return run_trainer(["fit", "--trainer.accelerator=cpu", "--trainer.devices=1", *configs, *(f"--{k}={v}" for k, v in overrides.items())])
+
+
+def build_composed(file: str) -> AlignmentCLI:
+    """What is built of a file among those that it is used with."""
+    rule = RULES.get(file, RULES.get(file.split("/")[0]))
+    assert rule is not None, f"configs/{file} has no rule here: say what it is composed with."
+    return build(*(file if part == "..." else part for part in rule), **SAID.get(file, {}), **STAND_INS.get(file, {}))
+
+
+def leaves(node: Any, path: str = "") -> dict[str, Any]:
+    """Every value of a file by its dotted path; a class named without arguments is its ``class_path``."""
+    if isinstance(node, Mapping):
+        return {k: v for name, child in node.items() for k, v in leaves(child, f"{path}.{name}" if path else name).items()}
+    if isinstance(node, list) and any(isinstance(child, Mapping) for child in node):
+        return {k: v for i, child in enumerate(node) for k, v in leaves(child, f"{path}.{i}").items()}
+    return {path: node}
+
+
+def read(file: str) -> dict[str, Any]:
+    return leaves(yaml.safe_load((CONFIGS / file).read_text(encoding="utf-8")))
+
+
+def parsed(cli: AlignmentCLI) -> dict[str, Any]:
+    """What ``config.yaml`` of the run would hold."""
+    return leaves(yaml.safe_load(cli.parser.dump(cli.config, skip_none=False))["fit"])
+
+
+def same(one: Any, other: Any) -> bool:
+    """Equal, or two names of one object."""
+    return one == other or (isinstance(one, str) and isinstance(other, str) and locate(one) is locate(other) is not None)
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_a_file_builds_and_nothing_that_it_says_is_lost(file: str) -> None:
+    cli = build_composed(file)
+    found = parsed(cli)
+    for path, value in read(file).items():
+        if path in STAND_INS.get(file, {}):
+            assert str(value) != STAND_INS[file][path], f"{file} no longer asks for {path}: its stand-in can go"
+        else:
+            assert same(found.get(path, found.get(f"{path}.class_path")), value), path
+
+
+def test_every_entry_of_the_tables_is_for_a_file_that_exists() -> None:
+    assert {name for name in RULES if not any(file.startswith(name) for file in FILES)} == set()
+    assert SAID.keys() | STAND_INS.keys() <= set(FILES)
+
+
+def optimizer_of(cli: AlignmentCLI) -> tuple[torch.optim.Optimizer, Any]:
+    """The optimizer and the schedule that the Trainer would use."""
+    made: Any = cli.model.configure_optimizers()
+    return (made["optimizer"], made["lr_scheduler"]["scheduler"]) if isinstance(made, dict) else (made, None)
+
+
+def test_dar_is_the_published_setting() -> None:
+    cli = build("algorithm/dar.yaml", LOCAL)
+    dar, data = cli.model, cli.datamodule
+    assert isinstance(dar, DAR)
+    assert (dar.alpha, dar.beta, dar.kl_target) == (0.005, 0.045, None)
+    assert (dar.weighting, dar.scale, dar.baseline) == (ClippedWeights(20.0), BatchStd(), group_centred)
+    optimizer, schedule = optimizer_of(cli)
+    assert isinstance(optimizer, Adafactor)
+    (group,) = optimizer.param_groups
+    assert (group["weight_decay"], group["scale_parameter"], group["relative_step"]) == (0.0, False, False)
+    assert tuple(group["eps"]) == (1e-30, 1e-3)
+    rates = []
+    for _ in range(17):
+        rates.append(group["lr"])
+        optimizer.step()
+        schedule.step()
+    assert rates[0] == pytest.approx(1e-6 / 15, rel=1e-3)
+    assert rates[14] == pytest.approx(1e-6 * (14 + 1 / 15) / 15, rel=1e-3)
+    assert rates[15:] == pytest.approx([1e-6, 1e-6], rel=1e-9)
+    assert isinstance(data, OnlineDataModule)
+    assert (data.prompts_per_rollout, data.responses_per_prompt, data.micro_batch_prompts, data.inner_epochs) == (32, 4, 8, 1)
+    assert cli.trainer.accumulate_grad_batches * data.micro_batch_prompts == data.prompts_per_rollout, "one optimizer step per rollout"
+    assert dar.policy.temperature == 1.0
+
+
+def test_the_defaults_of_the_class_are_those_of_its_file() -> None:
+    built, default = build("algorithm/dar.yaml", LOCAL).model, inspect.signature(DAR).parameters
+    said = [path.split(".")[2] for path in read("algorithm/dar.yaml") if path.startswith("model.init_args.")]
+    for name in ("alpha", "beta", "weighting", "baseline", "scale"):
+        assert name in said
+        assert default[name].default == getattr(built, name), name
+    for algorithm in ("dar", "sft"):
+        online = inspect.signature(type(build_composed(f"algorithm/{algorithm}.yaml").datamodule)).parameters
+        for path, value in read(f"algorithm/{algorithm}.yaml").items():
+            if path.startswith("data.init_args."):
+                assert online[path.removeprefix("data.init_args.")].default == value, path
+
+
+def test_anchored_dar_keeps_its_unit() -> None:
+    cli = build(ANCHORED, LOCAL)
+    dar = cli.model
+    assert isinstance(dar, DAR)
+    assert (dar.alpha, dar.beta, dar.kl_target) == (0.125, 0.125, None)
+    assert (dar.weighting, dar.scale, dar.baseline) == (GroupWeights(), ReferenceStd(), leave_one_out)
+    optimizer, schedule = optimizer_of(cli)
+    assert type(optimizer) is torch.optim.AdamW
+    assert (optimizer.defaults["lr"], optimizer.defaults["weight_decay"], schedule) == (1e-6, 0.0, None)
+    assert isinstance(cli.datamodule, OnlineDataModule)
+    assert cli.trainer.accumulate_grad_batches * cli.datamodule.micro_batch_prompts == cli.datamodule.prompts_per_rollout
+
+
+def test_sft_imitates_files() -> None:
+    cli = build("algorithm/sft.yaml", "quickstart_warmup.yaml")
+    assert isinstance(cli.model, SFT)
+    data = cli.datamodule
+    assert isinstance(data, DemonstrationDataModule)
+    assert (data.prompts_per_rollout, data.micro_batch_prompts, data.max_response_tokens) == (800, 32, 80)
+    assert data.prompts[0].reference
+    steps = cli.trainer.max_epochs * data.prompts_per_rollout // data.micro_batch_prompts
+    assert optimizer_of(cli)[1].total_steps == steps, "the schedule ends with the run"
+
+
+ONLINE = [file for file in FILES if not file.startswith("algorithm/") and file != "quickstart_warmup.yaml"]
+
+
+@pytest.mark.parametrize("experiment", [file for file in ONLINE if "model.init_args.optimizer.class_path" in read(file)])
+@pytest.mark.parametrize("algorithm", ["algorithm/dar.yaml", ANCHORED])
+def test_an_experiments_optimizer_is_its_own(algorithm: str, experiment: str) -> None:
+    """Its class changes from Adafactor to AdamW, or not: nothing of what the algorithm's file said of the other stays."""
+    optimizer, schedule = optimizer_of(build(algorithm, experiment))
+    said = yaml.safe_load((CONFIGS / experiment).read_text(encoding="utf-8"))["model"]["init_args"]
+    assert said["optimizer"]["class_path"] == "torch.optim.AdamW"
+    alone = torch.optim.AdamW([torch.zeros(1)], **said["optimizer"]["init_args"])
+    assert type(optimizer) is torch.optim.AdamW
+    assert optimizer.defaults == alone.defaults
+    expected = said["lr_schedule"] and torch.optim.lr_scheduler.LinearLR(alone, **said["lr_schedule"]["init_args"])
+    assert type(schedule) is type(expected)
+    if expected is not None:
+        assert (schedule.start_factor, schedule.end_factor, schedule.total_iters) == (
+            expected.start_factor,
+            expected.end_factor,
+            expected.total_iters,
+        )
+
+
+@pytest.mark.parametrize("experiment", ["quickstart.yaml", "experiment/stories.yaml"])
+def test_the_judge_of_an_experiment_is_not_what_trains(experiment: str) -> None:
+    cli = build(ANCHORED, experiment)
+    (evaluation,) = (c for c in cli.trainer.callbacks if isinstance(c, callbacks.JudgeEvaluation))
+    data, judge = cli.datamodule, evaluation.judge
+    assert isinstance(data, OnlineDataModule)
+    assert isinstance(data.annotator, FunctionAnnotator)
+    assert isinstance(judge, FunctionAnnotator)
+    trains, judges = data.annotator.function, judge.function
+    assert (trains, judges) == (proxy_score, gold_score) or (type(trains), type(judges)) == (Proxy, Gold)
+    assert isinstance(data.prompts, JsonlPrompts)
+    assert isinstance(evaluation.prompts, JsonlPrompts)
+    assert data.prompts.where != evaluation.prompts.where
+    assert evaluation.every_n_rollouts == 10
+    assert cli.trainer.max_epochs % 10 == 0, "the last rollout is judged"
+
+
+def test_the_quickstart_is_what_it_says() -> None:
+    cli = build(ANCHORED, "quickstart.yaml")
+    data = cli.datamodule
+    assert isinstance(data, OnlineDataModule)
+    assert isinstance(data.sampler, CacheSampler)
+    assert (cli.trainer.max_epochs, cli.trainer.gradient_clip_val, cli.trainer.accumulate_grad_batches) == (40, 1.0, 1)
+    assert (data.prompts_per_rollout, data.micro_batch_prompts, data.sampler.max_new_tokens) == (32, 32, 64)
+    assert isinstance(cli.model, DAR)
+    assert (cli.model.alpha, cli.model.scale) == (0.125, ReferenceStd()), "the algorithm's file is not overruled"
+
+
+def test_files_of_local_data() -> None:
+    data = build(ANCHORED, LOCAL, "data/jsonl.yaml", "annotator/function.yaml").datamodule
+    assert isinstance(data, OnlineDataModule)
+    assert isinstance(data.eval_prompts, JsonlPrompts)
+    assert (data.prompts.where, data.eval_prompts.where) == ("prompts.jsonl", "eval_prompts.jsonl")  # pyright: ignore[reportAttributeAccessIssue]
+    assert isinstance(data.annotator, FunctionAnnotator)
+    assert data.annotator.function.__module__ == "my_annotator"
+    assert data.sampler.max_new_tokens == 128
+
+
+def test_the_callbacks_file_shows_a_run() -> None:
+    made = build(ANCHORED, LOCAL, "callbacks/default.yaml").trainer.callbacks
+    ours = (callbacks.RolloutProgressBar, callbacks.KLMonitor, callbacks.WeightClipping, callbacks.SampleTable)
+    for kind in (*ours, LearningRateMonitor, ModelCheckpoint):
+        assert sum(isinstance(callback, kind) for callback in made) == 1, kind
+
+
+@pytest.mark.parametrize(("file", "ranks", "backend"), [("strategy/ddp.yaml", 1, None), ("strategy/ddp_cpu.yaml", 2, "gloo")])
+def test_strategies(file: str, ranks: int, backend: str | None) -> None:
+    trainer = build_composed(file).trainer
+    assert type(trainer.strategy) is DDPStrategy
+    assert (trainer.world_size, trainer.strategy._process_group_backend) == (ranks, backend)
+    assert trainer.precision == ("bf16-mixed" if file == "strategy/ddp.yaml" else "32-true")
+
+
+def test_the_trainer_is_set_for_online_runs() -> None:
+    cli = build(ANCHORED, LOCAL)
+    trainer = cli.trainer
+    assert trainer.reload_dataloaders_every_n_epochs == 1
+    assert trainer._accelerator_connector.use_distributed_sampler is False
+    assert (trainer.num_sanity_val_steps, trainer.log_every_n_steps, trainer.check_val_every_n_epoch) == (0, 1, 10)
+    assert trainer.max_epochs == 100
+    assert trainer.default_root_dir == "runs/unnamed"
+    assert isinstance(trainer.logger, TensorBoardLogger)
+    assert trainer.logger.log_dir == "runs/unnamed/"
+    checkpoint = trainer.checkpoint_callback
+    assert isinstance(checkpoint, ModelCheckpoint)
+    assert Path(checkpoint.dirpath or "") == Path("runs/unnamed/checkpoints").resolve()
+    assert checkpoint._every_n_epochs == 10
+    assert checkpoint.save_last is True
+
+
+def test_a_logger_of_the_file_is_kept() -> None:
+    cli = build(ANCHORED, "experiment/stories.yaml")
+    assert isinstance(cli.trainer.logger, CSVLogger)
+    assert cli.trainer.logger.log_dir == "runs/stories/"
+
+
+@pytest.mark.parametrize("seed", [0, 5])
+def test_one_seed_for_everything(seed: int) -> None:
+    cli = build(ANCHORED, LOCAL, seed_everything=str(seed))
+    assert cli.datamodule.seed == seed
+    assert torch.initial_seed() == seed

@@ -1,0 +1,92 @@
+"""Chunks become one record, and no token moves away from its mask."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from lit_align.data.collate import join
+from lit_align.types import Annotation, Prompt, Rollouts
+from tests.models.batches import as_batch, make_rollouts
+
+PROMPTS = [[4], [5, 6, 7], [8, 9], [10, 11, 12, 13]]
+RESPONSES = [[[3, 1], [4, 5, 6, 1]], [[1], [7, 1]], [[8, 9, 1], [3]], [[5, 1], [5, 6, 1]]]
+
+
+def marked(rows: list[int]) -> Rollouts:
+    """Rows of the whole, as narrow as they may be, with log-probs and names that tell every token and row apart."""
+    made = make_rollouts([PROMPTS[i] for i in rows], [RESPONSES[i] for i in rows], pad_id=0)
+    row, k, t = torch.meshgrid(torch.tensor(rows), torch.arange(2), torch.arange(made.response_mask.shape[-1]), indexing="ij")
+    return replace(
+        made,
+        prompts=tuple(Prompt(id=100 + i, content=f"prompt {i}") for i in rows),
+        texts=tuple((f"{i}a", f"{i}b") for i in rows),
+        occurrences=torch.tensor(rows),
+        sampling_logps=(-1.0 - 100 * row - 10 * k - t).where(made.response_mask, 0.0),
+        finished=torch.tensor([[i % 2 == 0, True] for i in rows]),
+        policy_version=7,
+    )
+
+
+def assert_same(one: Rollouts, other: Rollouts) -> None:
+    assert (one.prompts, one.texts, one.policy_version) == (other.prompts, other.texts, other.policy_version)
+    for (name, a, _), (_, b, _) in zip(one.tensors(), other.tensors(), strict=True):
+        assert a.dtype == b.dtype, name
+        assert a.tolist() == b.tolist(), name
+
+
+@pytest.mark.parametrize("cuts", [[[0], [1], [2], [3]], [[0, 1], [2, 3]], [[0], [1, 2, 3]], [[3], [0]], [[2, 0], [1], [3]], [[1]]])
+def test_chunks_joined_are_the_whole(cuts: list[list[int]]) -> None:
+    """Widths are mixed in all of these; the hand-made whole pads prompts on the left and responses on the right."""
+    assert_same(join([marked(rows) for rows in cuts]), marked([i for rows in cuts for i in rows]))
+
+
+def test_padding_is_on_the_outer_sides_and_masked() -> None:
+    joined = join([marked([0]), marked([1])])
+    assert joined.prompt_tokens.tolist() == [[0, 0, 4], [5, 6, 7]]
+    assert joined.prompt_mask.tolist() == [[False, False, True], [True, True, True]]
+    assert joined.response_tokens.tolist() == [[[3, 1, 0, 0], [4, 5, 6, 1]], [[1, 0, 0, 0], [7, 1, 0, 0]]]
+    assert joined.loss_mask.tolist() == [
+        [[True, True, False, False], [True] * 4],
+        [[True, False, False, False], [True, True, False, False]],
+    ]
+    assert joined.sampling_logps.tolist() == [[[-1, -2, 0, 0], [-11, -12, -13, -14]], [[-101, 0, 0, 0], [-111, -112, 0, 0]]]
+
+
+def test_a_mask_of_its_own_stays_with_its_tokens() -> None:
+    parts = [marked([0]), marked([1])]
+    hole = parts[0].loss_mask.clone()
+    hole[0, 1, 2] = False  # a tool's token
+    joined = join([replace(parts[0], loss_mask=hole), parts[1]])
+    assert joined.loss_mask[0, 1].tolist() == [True, True, False, True]
+    assert joined.response_mask[0, 1].tolist() == [True] * 4
+
+
+def test_annotations_with_and_without_preferences() -> None:
+    scores, valid = torch.randn(3, 2), torch.tensor([[True, False], [True, True], [False, True]])
+    preferences = torch.rand(3, 2, 2)
+    both = Annotation(scores=scores, valid=valid, preferences=preferences, annotator_version=4)
+    parts = [Annotation(scores=scores[r], valid=valid[r], preferences=preferences[r], annotator_version=4) for r in ([0], [1, 2])]
+    joined = join(parts)
+    assert joined.preferences is not None
+    assert torch.equal(joined.preferences, preferences)
+    assert torch.equal(joined.scores, both.scores)
+    assert torch.equal(joined.valid, both.valid)
+    assert joined.annotator_version == 4
+    assert join([replace(part, preferences=None) for part in parts]).preferences is None
+
+
+def test_batches_are_joined_too() -> None:
+    whole, parts = as_batch(marked([0, 1, 2])), [as_batch(marked(rows)) for rows in ([0, 2], [1])]
+    joined = join([replace(part, advantages=torch.full(part.response_tokens.shape, 2.0)) for part in parts])
+    assert joined.prompt_ids.tolist() == [100, 102, 101]
+    assert joined.response_tokens.tolist() == whole.response_tokens[[0, 2, 1]].tolist()
+    assert joined.advantages is not None
+    assert joined.advantages.shape == (3, 2, 4), "per token, so as wide as the responses"
+    assert joined.advantages.sum() == 2 * (2 * 2 * 4 + 2 * 2), "and zero where there was none"
+
+
+def test_responses_to_the_prompts_of_two_chunks_are_as_many() -> None:
+    three = make_rollouts([[4]], [[[1], [1], [1]]], pad_id=0)
+    with pytest.raises(RuntimeError, match="Sizes of tensors must match"):
+        join([marked([0]), three])
