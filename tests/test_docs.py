@@ -1,0 +1,254 @@
+"""What the documentation says is there: links, files, classes, commands, examples, and every metric with its x-axis."""
+
+import json
+import re
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from callbacks import JudgeEvaluation, KLMonitor, SampleTable, WeightClipping
+from lit_align import __version__
+from lit_align.algorithms import SFT
+from lit_align.annotators import FunctionAnnotator
+from lit_align.cli import main
+from lit_align.data import DemonstrationDataModule, JsonlPrompts, ListPrompts
+from lit_align.models import CausalPolicy
+from tests.tiny import PROMPTS, adamw, make_dar, make_data, make_trainer, vowels, write_prompts, write_tiny
+
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+PAGES = [README, ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+REFUSED = {"lit_align/callbacks/"}  # named to say why it is not there
+FENCE = re.compile(r"^```(\w*)[ ]?(\S*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+
+
+class Block(NamedTuple):
+    """A fenced block: its language, the file that it is, or an empty name, and its text."""
+
+    language: str
+    file: str
+    text: str
+
+
+def blocks(page: Path) -> Iterator[Block]:
+    """The file's name follows the language, or is a comment in the first line."""
+    for language, name, text in FENCE.findall(page.read_text(encoding="utf-8")):
+        comment = re.match(r"# (\w+\.\w+)\n", text)
+        yield Block(language, name or (comment.group(1) if comment else ""), text)
+
+
+def commands(page: Path) -> list[list[str]]:
+    """Every ``lit-align`` command of a page, without its first word."""
+    lines = "\n".join(block.text for block in blocks(page) if block.language == "sh").replace("\\\n", " ").splitlines()
+    return [line.split("  #")[0].split()[1:] for line in lines if line.startswith("lit-align ")]
+
+
+def slug(heading: str) -> str:
+    """The anchor that a heading gets."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+@pages
+def test_links_lead_somewhere(page: Path) -> None:
+    for target, anchor in re.findall(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]*))?\)", page.read_text(encoding="utf-8")):
+        found = page.parent / target if target else page
+        assert found.exists(), f"{page.name} links to {target}"
+        if anchor:
+            headings = re.findall(r"^#+ (.+)$", found.read_text(encoding="utf-8"), re.MULTILINE)
+            assert anchor in map(slug, headings), f"{page.name} links to {target}#{anchor}"
+
+
+@pages
+def test_paths_that_are_named_exist(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    for path in re.findall(r"(?<![\w/.\-])(?:configs|tests|docs|lit_align|callbacks|benchmarks|scripts)/[\w./\-]*[\w/]", text):
+        assert (ROOT / path).exists() or path in REFUSED, f"{page.name} names {path}"
+
+
+@pages
+def test_classes_that_are_named_can_be_imported(page: Path) -> None:
+    for name in re.findall(r"(?<![\w/.])(?:lit_align|callbacks)[.\w]*\.[A-Z]\w+", page.read_text(encoding="utf-8")):
+        module, _, attribute = name.rpartition(".")
+        assert attribute in vars(import_module(module)), f"{page.name} names {name}"
+
+
+def test_the_changelog_has_this_version() -> None:
+    assert f"## [{__version__}]" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+# Commands and examples
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What a reader has after README's first steps, in the current folder: a model, the configs, and the files of README."""
+    write_tiny(tmp_path / "my-model", context=512)
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    write_files(tmp_path, README)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", [*__import__("sys").path])
+    for name in ("my_annotator", "my_api", "my_algorithm", "test_my_algorithm", "my_judge", "my_callback", "save_policy"):
+        monkeypatch.delitem(__import__("sys").modules, name, raising=False)
+    return tmp_path
+
+
+def write_files(folder: Path, page: Path) -> None:
+    for block in blocks(page):
+        if block.file:
+            (folder / block.file).write_text(block.text, encoding="utf-8")
+
+
+def run_commands(page: Path) -> None:
+    """All of them, in order, for a few rollouts; those that start further processes are only parsed."""
+    for command in commands(page):
+        if any("strategy/" in argument for argument in command):
+            parse(command)
+            continue
+        arguments = [*command, "--trainer.accelerator=cpu"]
+        if any(argument.endswith("local.yaml") for argument in command):
+            arguments.append("--data.init_args.sampler.init_args.max_new_tokens=16")
+        if command[0] == "fit":
+            longer = any(argument.startswith("--trainer.max_epochs") for argument in command)
+            arguments += [f"--trainer.max_epochs={3 if longer else 2}", "--trainer.enable_model_summary=false"]
+        main(arguments)
+
+
+def parse(command: list[str]) -> None:
+    """The command's files exist and fit together; nothing is built."""
+    with pytest.raises(SystemExit) as exit_:
+        main([*command, "--help" if command[0] == "quickstart" else "--print_config"])
+    assert exit_.value.code == 0, command
+
+
+def plotted(folder: Path) -> EventAccumulator:
+    """What TensorBoard would show of a run."""
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0, "histograms": 0, "tensors": 0})
+    events.Reload()
+    return events
+
+
+def test_what_readme_tells_to_run_runs(folder: Path) -> None:
+    run_commands(README)
+    run = folder / "runs" / "first"
+    assert len((run / "predictions.jsonl").read_text(encoding="utf-8").splitlines()) == len(JsonlPrompts("eval_prompts.jsonl"))
+    assert [event.step for event in plotted(run).Scalars("reward/mean")] == [0, 1, 2], "two rollouts, and one more after the resume"
+    (listed,) = (block.text for block in blocks(README) if block.text.startswith("runs/first/\n"))
+    names = {re.sub(r"^events.*", "events.out.tfevents", path.name) + ("/" if path.is_dir() else "") for path in run.iterdir()}
+    assert names == {line.split()[0] for line in listed.splitlines()[1:]}
+
+    import_module("save_policy")  # its last step
+    assert_differ(CausalPolicy("my-aligned-model"), CausalPolicy("my-model"))
+
+
+def assert_differ(one: CausalPolicy, other: CausalPolicy) -> None:
+    other_state = other.state_dict()
+    assert any(not torch.equal(value, other_state[name]) for name, value in one.state_dict().items())
+
+
+def test_what_the_page_on_sft_tells_to_run_runs(folder: Path) -> None:
+    page = ROOT / "docs" / "algorithms" / "sft.md"
+    write_files(folder, page)
+    run_commands(page)
+    assert len(plotted(folder / "runs" / "sft").Scalars("train/loss")) == 2
+
+
+def test_the_commands_of_the_log_can_be_parsed(folder: Path) -> None:
+    found = commands(ROOT / "docs" / "log.md")
+    assert found
+    for command in found:
+        parse(command)
+
+
+def test_the_examples_of_add_run(folder: Path) -> None:
+    page = ROOT / "docs" / "add.md"
+    write_files(folder, page)
+    run_commands(page)
+    test = import_module("test_my_algorithm")
+    test.test_it_is_dar_with_group_weights_at_temperature_zero()
+    loss = plotted(folder / "runs" / "best").Scalars("train/loss")
+    assert len(loss) == 2
+    assert all(event.value > 0 for event in loss)
+    assert all(event.value < 0 for event in plotted(folder / "runs" / "likely").Scalars("reward/mean")), "log-probs are negative"
+    assert len(plotted(folder / "runs" / "watched").Scalars("response/duplicates")) == 2
+
+
+@pages
+def test_every_json_block_is_json(page: Path) -> None:
+    for block in blocks(page):
+        if block.language == "json":
+            assert all(json.loads(line) for line in block.text.splitlines())
+
+
+# The table of metrics
+
+AXES = {
+    "rollout": [0, 1, 2],
+    "rollouts trained on": [0, 1, 2, 3],
+    "optimizer step": [0, 1, 2, 3, 4, 5],
+    "optimizer step of the evaluation": [1, 3, 5],
+}
+
+
+def documented() -> dict[str, str]:
+    """Metric to x-axis, as README's table has them."""
+    found = {}
+    for line in README.read_text(encoding="utf-8").splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if line.startswith("| `") and len(cells) == 3 and "/" in cells[0]:
+            found |= dict.fromkeys(re.findall(r"`([^`]+)`", cells[0]), cells[2])
+    return found
+
+
+@pytest.fixture(scope="module")
+def logged(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[int]]:
+    """Scalar to its x values: three rollouts of two optimizer steps each, with every callback and an evaluation after each."""
+    root = tmp_path_factory.mktemp("metrics")
+    model = write_tiny(root / "model")
+    held_out = ListPrompts(PROMPTS[:4], name="held out")
+    judge = JudgeEvaluation(FunctionAnnotator(vowels), held_out, every_n_rollouts=1)
+    online = make_data(eval_prompts=held_out, eval_annotator=FunctionAnnotator(vowels))
+    options: dict[str, Any] = {"max_epochs": 3, "check_val_every_n_epoch": 1}
+    board = TensorBoardLogger(str(root), name="online", version="")
+    watching = [KLMonitor(), WeightClipping(), SampleTable(), judge]
+    make_trainer(root, logger=board, callbacks=watching, **options).fit(make_dar(model), online)
+
+    file = Path(write_prompts(root / "answers.jsonl"))
+    rows = [json.loads(line) | {"answer": "abc"} for line in file.read_text(encoding="utf-8").splitlines()]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    answers = JsonlPrompts(str(file), reference_field="answer")
+    data = DemonstrationDataModule(answers, answers, prompts_per_rollout=8, micro_batch_prompts=4, max_response_tokens=8)
+    board = TensorBoardLogger(str(root), name="sft", version="")
+    make_trainer(root, logger=board, **options).fit(SFT(CausalPolicy(model), optimizer=adamw()), data)
+
+    found: dict[str, list[int]] = {}
+    for name in ("sft", "online"):
+        events = plotted(root / name)
+        found |= {tag: [event.step for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+        for tag in events.Tags()["histograms"]:
+            found[tag] = [event.step for event in events.Histograms(tag)]
+        for tag in events.Tags()["tensors"]:
+            found[tag.removesuffix("/text_summary")] = [event.step for event in events.Tensors(tag)]
+    return found
+
+
+def test_readme_has_every_metric_and_no_other(logged: dict[str, list[int]]) -> None:
+    assert set(documented()) == {name for name in logged if "/" in name}
+
+
+def test_readme_has_their_x_axes(logged: dict[str, list[int]]) -> None:
+    wrong = {name: axis for name, axis in documented().items() if logged[name] != AXES[axis]}
+    assert not wrong, {name: (axis, logged[name]) for name, axis in wrong.items()}
+
+
+def test_the_checks_find_something() -> None:
+    assert len(documented()) > 20
+    assert len(commands(README)) > 5
+    assert sum(bool(block.file) for page in (README, ROOT / "docs" / "add.md") for block in blocks(page)) >= 8
