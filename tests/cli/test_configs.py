@@ -33,7 +33,8 @@ ANCHORED, LOCAL = "algorithm/dar_anchored.yaml", "experiment/local.yaml"
 
 # What a file is composed with, by its name or that of its folder. "..." is the file itself.
 RULES: dict[str, tuple[str, ...]] = {
-    "algorithm/sft.yaml": ("...",),  # it samples nothing: the sampler and the annotator of the local experiment are not for it
+    "algorithm/sft.yaml": ("...", "experiment/local_sft.yaml"),
+    "experiment/local_sft.yaml": ("algorithm/sft.yaml", "..."),
     "algorithm": ("...", LOCAL),
     "annotator": (ANCHORED, LOCAL, "..."),
     "callbacks": (ANCHORED, LOCAL, "..."),
@@ -53,16 +54,6 @@ PROMPT_FILES = (
     "data/hh_harmless_base/dev.jsonl",
 )
 
-# What no file says, and a user says on the command line.
-SAID: dict[str, dict[str, str]] = {
-    "algorithm/sft.yaml": {
-        "model.init_args.policy": "CausalPolicy",
-        "model.init_args.policy.init_args.path": "my-model",
-        "data.init_args.prompts": "JsonlPrompts",
-        "data.init_args.prompts.init_args.path": "prompts.jsonl",
-    },
-}
-
 # What a machine for tests may lack, by the file that asks for it, and what stands in.
 STAND_INS: dict[str, dict[str, str]] = {
     "strategy/ddp.yaml": {"trainer.accelerator": "cpu", "trainer.devices": "1"},  # a GPU
@@ -80,6 +71,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     for name in PROMPT_FILES:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         write_prompts(folder / name)
+    (folder / "demonstrations.jsonl").write_text('{"prompt": "a", "response": "b"}\n', encoding="utf-8")
     (folder / "data" / "sentiment_vader").mkdir()
     (folder / "data" / "sentiment_vader" / "vader_lexicon.txt").write_text("happy\t2.7\t0.9\nsad\t-2.1\t0.9\n", encoding="utf-8")
     (folder / "my_annotator.py").write_text("def score(prompt, responses):\n    return [1.0 for _ in responses]\n", encoding="utf-8")
@@ -104,7 +96,7 @@ def build_composed(file: str) -> AlignmentCLI:
     """What is built of a file among those that it is used with."""
     rule = RULES.get(file, RULES.get(file.split("/")[0]))
     assert rule is not None, f"configs/{file} has no rule here: say what it is composed with."
-    return build(*(file if part == "..." else part for part in rule), **SAID.get(file, {}), **STAND_INS.get(file, {}))
+    return build(*(file if part == "..." else part for part in rule), **STAND_INS.get(file, {}))
 
 
 def leaves(node: Any, path: str = "") -> dict[str, Any]:
@@ -143,7 +135,7 @@ def test_a_file_builds_and_nothing_that_it_says_is_lost(file: str) -> None:
 
 def test_every_entry_of_the_tables_is_for_a_file_that_exists() -> None:
     assert {name for name in RULES if not any(file.startswith(name) for file in FILES)} == set()
-    assert SAID.keys() | STAND_INS.keys() <= set(FILES)
+    assert STAND_INS.keys() <= set(FILES)
 
 
 def optimizer_of(cli: AlignmentCLI) -> tuple[torch.optim.Optimizer, Any]:
