@@ -49,6 +49,21 @@ def test_a_wrong_position_in_the_cache_ends_the_run(shift: int, tiny: str, root:
         fit(root, tiny, module=module)
 
 
+@pytest.mark.parametrize("offset", [5e-3, -5e-3])
+def test_a_cache_that_is_a_little_off_is_warned_of(offset: float, tiny: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = CausalPolicy.next_token_logits
+
+    def tilted(self: CausalPolicy, tokens: Tensor, mask: Tensor, cache: Any = None) -> tuple[Tensor, Any]:
+        logits, cache = right(self, tokens, mask, cache)
+        logits[:, 3] += offset
+        return logits, cache
+
+    monkeypatch.setattr(CausalPolicy, "next_token_logits", tilted)
+    with pytest.warns(UserWarning, match=r"differ by \d\.\de-0[34] nats per token, more than the 1e-4") as warned:
+        fit(root, tiny)
+    assert sum("nats per token, more" in str(w.message) for w in warned) == 1, "once per process"
+
+
 def test_mixed_precision_recomputes_the_sampling_log_probs(tiny: str, root: Path) -> None:
     result = fit(root, tiny, module=make_dar(tiny, optimizer=sgd(0.0)), trainer=MIXED | {"max_epochs": 1})
     drawn, batch = result.recorder.rollouts[0].sampling_logps, result.recorder.batches[0]
