@@ -134,6 +134,13 @@ def test_the_reference_is_the_model_that_was_loaded_to_the_bit(folder):
     assert not said.requires_grad
 
 
+def test_the_reference_drops_nothing_out(tmp_path):
+    path = write_tiny(tmp_path, dropout=0.5)  # in the attention of the model itself
+    policy = CausalPolicy(path, lora=lora())
+    assert policy.model.training
+    assert torch.equal(policy.make_reference().token_logps(BATCH), CausalPolicy(path).make_reference().token_logps(BATCH))
+
+
 def test_scoring_leaves_the_policy_as_it_was(folder):
     policy = moved(CausalPolicy(folder, lora=lora()))
     before, trained = logps(policy), {name for name, parameter in policy.named_parameters() if parameter.requires_grad}
