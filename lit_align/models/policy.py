@@ -3,30 +3,37 @@
 import inspect
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Literal, final
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
+from transformers import DynamicCache
 
 from lit_align.functional.logprobs import token_logps
-from lit_align.models.reference import FrozenReference
-from lit_align.types import AlignmentBatch, Policy, PolicyOutput, Prompt, Rollouts, UserError
+from lit_align.models.loading import checkpoint_activations, load_model, load_tokenizer, read_template
+from lit_align.models.lora import LoRA, add_adapter, checkpoint_adapter_only, merge_into
+from lit_align.models.reference import AdapterOffReference, FrozenReference
+from lit_align.types import AlignmentBatch, Policy, PolicyOutput, Prompt, Reference, Rollouts, UserError
 
 
 @final
 class CausalPolicy(Policy):
-    """A causal language model loaded by name or folder, fully fine-tuned.
+    """A causal language model loaded by name or folder, trained whole or through a LoRA adapter.
 
     Args:
         path: a folder written by ``save_pretrained``, or a name on the Hugging Face hub; ``$VARIABLES`` are expanded.
         temperature: divides the logits wherever the policy samples, trains or is a reference.
         dtype: of the weights. ``float32`` with the Trainer's ``precision: bf16-mixed`` is the safe choice on a GPU.
+            ``bfloat16`` halves the memory, and goes with ``lora``, whose own weights stay float32.
         chat_template: a Jinja file for prompts that are messages, where the tokenizer has no template of its own.
+        lora: train an adapter instead of the weights; the reference is then the same model with the adapter off.
+        attn_implementation: ``sdpa``, ``eager``, ``flash_attention_2`` and so on; None is the model's own choice.
+        gradient_checkpointing: in training forwards keep only each layer's input, and compute the rest again for the gradient.
+        reference_offload: keep the reference on the CPU, and move it to the policy's device only while it scores.
 
     Raises:
-        UserError: if there is no such model, it has no key-value cache, or its tokenizer knows no end of sequence.
+        UserError: if there is no such model, it has no key-value cache, its tokenizer knows no end of sequence, or it can't do
+            what the other options ask for.
     """
 
     def __init__(
@@ -35,25 +42,37 @@ class CausalPolicy(Policy):
         temperature: float = 1.0,
         dtype: Literal["float32", "bfloat16"] = "float32",
         chat_template: str | None = None,
+        lora: LoRA | None = None,
+        attn_implementation: str | None = None,
+        gradient_checkpointing: bool = False,
+        reference_offload: bool = False,
     ) -> None:
         super().__init__()
         if temperature <= 0:
             raise UserError(f"policy.temperature must be positive, got {temperature}. For greedy answers use a greedy sampler.")
+        if lora is not None and reference_offload:
+            raise UserError("policy.reference_offload has no use with lora: the reference is the policy itself with its adapter off.")
         self.path, self.temperature, self.chat_template = os.path.expandvars(path), temperature, chat_template
         self.dtype: Literal["float32", "bfloat16"] = dtype
-        self.model, self.tokenizer = _load(self.path, getattr(torch, dtype))
-        self.model.train()  # from_pretrained gives eval mode, in which a configured dropout would do nothing
+        self.lora, self.attn_implementation, self.reference_offload = lora, attn_implementation, reference_offload
+        self.tokenizer = load_tokenizer(self.path)
         if chat_template is not None:
-            self.tokenizer.chat_template = _read_template(chat_template)
+            self.tokenizer.chat_template = read_template(chat_template)
+        self.model = load_model(self.path, dtype, attn_implementation)
+        self.model.train()  # from_pretrained gives eval mode, in which a configured dropout would do nothing
         accepted = inspect.signature(self.model.forward).parameters
         if "past_key_values" not in accepted:
             raise UserError(f"{type(self.model).__name__} takes no `past_key_values`: models without a key-value cache aren't supported.")
         self._takes_positions = "position_ids" in accepted
         self._takes_keep = "logits_to_keep" in accepted
+        self._vocabulary = self.model.get_input_embeddings().weight.shape[0]
         self.eos_ids = self._find_eos_ids()
-        pad = self.tokenizer.pad_token_id
-        self.pad_id = min(self.eos_ids) if pad is None else pad
+        self.pad_id = self._find_pad_id()
         self.context_length = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        if lora is not None:
+            checkpoint_adapter_only(self, frozenset(f"model.{name}" for name in add_adapter(self.model, lora)))
+        if gradient_checkpointing:
+            checkpoint_activations(self.model)
 
     def forward(self, batch: AlignmentBatch | Rollouts) -> PolicyOutput:
         """One row per response, prompt padded on the left and response on the right; the head reads response positions only."""
@@ -85,13 +104,13 @@ class CausalPolicy(Policy):
         if isinstance(prompt.content, str) and len(tokens) > 1 and tokens[-1] == self.tokenizer.eos_token_id:
             tokens.pop()  # some tokenizers end every text with EOS
         start = self.tokenizer.bos_token_id
-        return tokens or [min(self.eos_ids) if start is None else start]
+        return self._embedded(tokens or [min(self.eos_ids) if start is None else start])
 
     def encode_response(self, prompt: Prompt, text: str) -> list[int]:
         """Token ids of an answer, ended by EOS; tokenised together with a plain-text prompt where that leaves the prompt's
         own tokens as they are, so that a word boundary between them is what the model knows."""
         end = self.tokenizer.eos_token_id
-        end = min(self.eos_ids) if end is None else end
+        end = end if end in self.eos_ids else min(self.eos_ids)
         tokens = list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
         if isinstance(prompt.content, str) and prompt.content:
             start = self.encode(prompt)
@@ -100,19 +119,27 @@ class CausalPolicy(Policy):
                 tokens = joint[len(start) :]
         while tokens[-1:] == [end]:  # in the text, or added by the tokenizer, or both
             tokens.pop()
-        return [*tokens, end]
+        return self._embedded([*tokens, end])
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Text of response tokens, without special tokens."""
         return self.tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
-    def make_reference(self) -> FrozenReference:
-        """Loaded again from ``path``."""
-        return FrozenReference(CausalPolicy(self.path, self.temperature, self.dtype, self.chat_template))
+    def make_reference(self) -> Reference:
+        """The policy with its adapter off or, where the whole model is trained, loaded again from ``path``."""
+        if self.lora is not None:
+            return AdapterOffReference(self)
+        copy = CausalPolicy(self.path, self.temperature, self.dtype, self.chat_template, attn_implementation=self.attn_implementation)
+        return FrozenReference(copy, offload=self.reference_offload)
 
     def save(self, folder: str) -> None:
-        """Write a Hugging Face folder that ``CausalPolicy(folder)`` and ``from_pretrained`` read."""
-        self.model.save_pretrained(folder)
+        """Write a Hugging Face folder that ``CausalPolicy(folder)`` and ``from_pretrained`` read; an adapter is merged into the
+        weights, in their dtype, of a copy loaded from ``path`` to the CPU."""
+        model = self.model
+        if self.lora is not None:
+            model = load_model(self.path, self.dtype)
+            merge_into(model, self.model)
+        model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
 
     def _logits(self, tokens: Tensor, mask: Tensor, keep: int, cache: DynamicCache | None = None) -> Tensor:
@@ -130,27 +157,26 @@ class CausalPolicy(Policy):
         generation = self.model.generation_config
         sources = [generation and generation.eos_token_id, self.model.config.eos_token_id, self.tokenizer.eos_token_id]
         found = {i for source in sources if source is not None for i in (source if isinstance(source, list) else [source])}
-        if not found:
+        embedded = frozenset(i for i in found if i < self._vocabulary)  # others are never drawn
+        if not embedded:
             raise UserError(
-                f"Neither the tokenizer nor the configs of {self.path!r} name an end-of-sequence token, so no response could end. "
-                "Set `eos_token_id` in its generation_config.json."
+                f"Of the {self._vocabulary} tokens that the model embeds, neither the tokenizer nor the configs of {self.path!r} name an "
+                "end-of-sequence token, so no response could end. Set `eos_token_id` in its generation_config.json."
             )
-        return frozenset(found)
+        return embedded
 
+    def _find_pad_id(self) -> int:
+        """What stands where the mask is False. A pad token that was added to the tokenizer alone has no embedding, and padding is
+        read by nobody: an end of sequence serves, and nothing has to be resized."""
+        pad = self.tokenizer.pad_token_id
+        return pad if pad is not None and pad < self._vocabulary else min(self.eos_ids)
 
-def _load(path: str, dtype: torch.dtype) -> tuple[Any, Any]:
-    try:
-        return AutoModelForCausalLM.from_pretrained(path, dtype=dtype), AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        kind = "a folder without a readable model" if Path(path).is_dir() else "neither a folder here nor a model that the hub gives"
-        raise UserError(
-            f"No policy at {path!r}: it is {kind}. Expected a folder with config.json, weights and a tokenizer, or a hub name.\n"
-            f"The current folder is {Path.cwd()}. The loader said: {str(error).splitlines()[0]}"
-        ) from error
-
-
-def _read_template(path: str) -> str:
-    try:
-        return Path(path).read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"chat_template should be a readable Jinja file, got {path!r}: {error}.") from error
+    def _embedded(self, tokens: list[int]) -> list[int]:
+        """The same tokens, all of which the model knows."""
+        if max(tokens) >= self._vocabulary:
+            said = self.tokenizer.decode([max(tokens)])
+            raise UserError(
+                f"The tokenizer of {self.path!r} reads {said!r} as token {max(tokens)}, but the model embeds only {self._vocabulary}. "
+                "Take it out of the text, or resize the model's embeddings and save it."
+            )
+        return tokens

@@ -17,6 +17,7 @@ from lightning.pytorch.strategies import DDPStrategy
 
 from lit_align.algorithms import DAR
 from lit_align.data import ListPrompts
+from lit_align.models import CausalPolicy, LoRA
 from lit_align.types import Prompt
 from tests.tiny import PROMPTS, adamw, make_dar, make_data, make_trainer, vowels
 from tests.wheel.harness import Fit, Poison, Recorder, Scores, Weights, differing, fit, patchy
@@ -85,6 +86,10 @@ class Ranks:
             found[name] = differing(whole.state, rest.state)
         return found | {"steps": whole.trainer.global_step}
 
+    def adapter(self) -> dict[str, Any]:
+        result = self.fit("adapter", FIVE_STEPS, module=adapted(self.model), micro_batch_prompts=2)
+        return {"losses": result.recorder.losses, "state": result.state}
+
     def one_bad_rank(self) -> dict[str, Any]:
         weights = Weights()
         trainer = {"max_epochs": 1, "accumulate_grad_batches": 2}
@@ -119,6 +124,14 @@ def mild(model: str) -> DAR:
     return make_dar(model, alpha=0.5, beta=1.5, optimizer=adamw(3e-3))
 
 
+def adapted(model: str) -> DAR:
+    """The same through a LoRA adapter, whose reference is the policy that the strategy wraps, and with gradient checkpointing."""
+    module = mild(model)
+    torch.manual_seed(0)  # the adapter's first factors
+    module.policy = CausalPolicy(model, lora=LoRA(rank=4, alpha=8.0), gradient_checkpointing=True)
+    return module
+
+
 def texts(recorder: Recorder) -> list[dict[int, tuple[str, ...]]]:
     """Responses of every rollout, by prompt."""
     return [{p.id: said for p, said in zip(r.prompts, r.texts, strict=True)} for r in recorder.rollouts]
@@ -129,7 +142,16 @@ def main() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning)
     torch.set_num_threads(1)
     ranks = Ranks(*sys.argv[1:3], Path(sys.argv[3]), int(os.environ["LOCAL_RANK"]))
-    scenarios = (ranks.normalisers, ranks.order, ranks.losses, ranks.resumed, ranks.one_bad_rank, ranks.one_silent_rank, ranks.evaluation)
+    scenarios = (
+        ranks.normalisers,
+        ranks.order,
+        ranks.losses,
+        ranks.adapter,
+        ranks.resumed,
+        ranks.one_bad_rank,
+        ranks.one_silent_rank,
+        ranks.evaluation,
+    )
     torch.save({scenario.__name__: scenario() for scenario in scenarios}, ranks.folder / f"rank-{ranks.rank}.pt")
     torch.distributed.destroy_process_group()
 

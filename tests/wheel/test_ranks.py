@@ -75,6 +75,15 @@ def test_the_mean_is_over_the_responses_of_both(split: str, both: list[dict[str,
     )
 
 
+def test_an_adapter_trains_as_in_one_process(both: list[dict[str, Any]], tiny: str, root: Path) -> None:
+    one = fit(root, tiny, module=ranks.adapted(tiny), micro_batch_prompts=4, trainer=ranks.FIVE_STEPS)
+    assert differing(policy_weights(both[0]["adapter"]["state"]), policy_weights(both[1]["adapter"]["state"])) == []
+    assert both[0]["adapter"]["losses"] == pytest.approx(one.recorder.losses, abs=1e-4)
+    assert set(policy_weights(both[0]["adapter"]["state"])) == set(policy_weights(one.state))
+    for name, value in policy_weights(one.state).items():
+        torch.testing.assert_close(both[0]["adapter"]["state"][f"policy.{name}"], value, atol=1e-4, rtol=0)
+
+
 @pytest.mark.parametrize("split", ["4x1", "2x2"])
 def test_the_mean_is_over_the_tokens_of_both(split: str, both: list[dict[str, Any]], tiny: str, root: Path) -> None:
     expected, start = expected_of_sft(tiny, demonstrations(root, 8)), dict(CausalPolicy(tiny).named_parameters())
