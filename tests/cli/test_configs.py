@@ -23,6 +23,7 @@ from lit_align.annotators import FunctionAnnotator
 from lit_align.cli.trainer import AlignmentCLI, run_trainer
 from lit_align.data import DemonstrationDataModule, JsonlPrompts, OnlineDataModule
 from lit_align.generation import CacheSampler
+from lit_align.models import CausalPolicy, LoRA
 from lit_align.quickstart.rules import gold_score, proxy_score
 from lit_align.quickstart.world import write_world
 from tests.tiny import write_prompts, write_tiny
@@ -57,6 +58,10 @@ PROMPT_FILES = (
 # What a machine for tests may lack, by the file that asks for it, and what stands in.
 STAND_INS: dict[str, dict[str, str]] = {
     "strategy/ddp.yaml": {"trainer.accelerator": "cpu", "trainer.devices": "1"},  # a GPU
+    "experiment/qwen_lora.yaml": {  # a hub and a GPU
+        "model.init_args.policy.init_args.path": "my-model",
+        "trainer.accelerator": "cpu",
+    },
 }
 
 
@@ -213,7 +218,7 @@ ONLINE = [file for file in FILES if not file.startswith("algorithm/") and file !
 @pytest.mark.parametrize("algorithm", ["algorithm/dar.yaml", ANCHORED])
 def test_an_experiments_optimizer_is_its_own(algorithm: str, experiment: str) -> None:
     """Its class changes from Adafactor to AdamW, or not: nothing of what the algorithm's file said of the other stays."""
-    optimizer, schedule = optimizer_of(build(algorithm, experiment))
+    optimizer, schedule = optimizer_of(build(algorithm, experiment, **STAND_INS.get(experiment, {})))
     said = yaml.safe_load((CONFIGS / experiment).read_text(encoding="utf-8"))["model"]["init_args"]
     assert said["optimizer"]["class_path"] == "torch.optim.AdamW"
     alone = torch.optim.AdamW([torch.zeros(1)], **said["optimizer"]["init_args"])
@@ -255,6 +260,19 @@ def test_the_quickstart_is_what_it_says() -> None:
     assert (data.prompts_per_rollout, data.micro_batch_prompts, data.sampler.max_new_tokens) == (32, 32, 64)
     assert isinstance(cli.model, DAR)
     assert (cli.model.alpha, cli.model.scale) == (0.125, ReferenceStd()), "the algorithm's file is not overruled"
+
+
+def test_a_pretrained_model_is_trained_through_an_adapter() -> None:
+    cli = build_composed("experiment/qwen_lora.yaml")
+    policy, data = cli.model.policy, cli.datamodule
+    assert isinstance(policy, CausalPolicy)
+    assert policy.lora == LoRA(rank=16, alpha=32.0, dropout=0.0, targets="all-linear")
+    assert (policy.dtype, policy.attn_implementation) == ("bfloat16", "sdpa")
+    assert policy.model.is_activation_checkpointing
+    assert {p.dtype for p in policy.parameters() if p.requires_grad} == {torch.float32}
+    assert isinstance(data, OnlineDataModule)
+    assert cli.trainer.precision == "bf16-mixed"
+    assert cli.trainer.accumulate_grad_batches * data.micro_batch_prompts == data.prompts_per_rollout
 
 
 def test_files_of_local_data() -> None:
