@@ -132,6 +132,7 @@ class Annotation(TensorRecord):
     scores: Tensor = axes("BK")  # float32
     valid: Tensor = axes("BK")  # bool
     preferences: Tensor | None = axes("BKK", default=None)  # P(i beats j); NaN where not asked and on the diagonal
+    mass: Tensor | None = axes("BK", default=None)  # probability that a judge's model gave to the verdicts it could choose from
     annotator_version: int = 0
 
 
@@ -267,6 +268,27 @@ class Annotator(ABC):
     @abstractmethod
     def annotate(self, rollouts: Rollouts) -> Annotation:
         """Score every response of these rollouts; what can't be scored is invalid, never fatal."""
+
+    def setup(self, device: torch.device) -> None:  # noqa: B027
+        """Load what is heavy, once per process."""
+
+    def close(self) -> None:  # noqa: B027
+        """Let go of it."""
+
+
+class JudgeBackend(ABC):
+    """A language model that a judge asks: it says how likely each of a few answers is. ``identity`` says which model it is."""
+
+    identity: str = ""
+
+    @abstractmethod
+    def option_logps(self, prompts: Sequence[str | Sequence[Message]], options: Sequence[str]) -> Tensor:
+        """How likely the model is to continue each prompt with each option, in nats, ``[N, options]`` in float32 on the CPU.
+
+        A text is continued as it is, messages by the model's own turn. The events exclude each other, so that probabilities add up
+        to at most 1: where an option begins another one ("1" and "10"), the shorter stands for itself not followed by the
+        rest. A prompt that the model can't read gets NaN.
+        """
 
     def setup(self, device: torch.device) -> None:  # noqa: B027
         """Load what is heavy, once per process."""

@@ -24,6 +24,7 @@ class _Key(NamedTuple):
 class _Labels(NamedTuple):
     scores: list[float | None]  # [K]; None where invalid
     preferences: list[list[float | None]] | None  # [K, K]; None where not asked
+    mass: list[float | None] | None = None  # [K]
 
 
 @final
@@ -108,7 +109,7 @@ class LabelJournal:
             try:
                 line: dict[str, Any] = json.loads(text)
                 key = _Key(**{name: line[name] for name in _Key._fields})
-                self._known[key] = _Labels(**{name: line[name] for name in _Labels._fields})
+                self._known[key] = _Labels(line["scores"], line["preferences"], line.get("mass"))
                 self._labels_read += line["labels"]
             except (ValueError, KeyError, TypeError) as error:
                 raise UserError(
@@ -149,8 +150,12 @@ def _labels(answer: Annotation, asked: Rollouts, annotator: Annotator) -> list[_
             f"(counted from 0) is {scores[row, k].item()}. Set valid=False where there is no score."
         )
     score_rows = _rows_with_none(scores, valid)
+    mass_rows: list[Any] = [None] * prompts
+    if answer.mass is not None:
+        mass = answer.mass.detach().float().cpu()  # [B, K]
+        mass_rows = _rows_with_none(mass, mass.isfinite())
     if answer.preferences is None:
-        return [_Labels(scores=row, preferences=None) for row in score_rows]
+        return [_Labels(scores=s, preferences=None, mass=m) for s, m in zip(score_rows, mass_rows, strict=True)]
     preferences = answer.preferences.detach().float().cpu()  # [B, K, K]
     is_asked = ~preferences.isnan()
     if not ((preferences >= 0) & (preferences <= 1)).where(is_asked, True).all():
@@ -159,7 +164,8 @@ def _labels(answer: Annotation, asked: Rollouts, annotator: Annotator) -> list[_
             f"{who}.annotate should return preferences that are probabilities, or NaN where not asked, but they range from "
             f"{worst.min().item()} to {worst.max().item()}. Return P(i beats j) in [0, 1]."
         )
-    return [_Labels(scores=s, preferences=p) for s, p in zip(score_rows, _rows_with_none(preferences, is_asked), strict=True)]
+    preference_rows = _rows_with_none(preferences, is_asked)
+    return [_Labels(scores=s, preferences=p, mass=m) for s, p, m in zip(score_rows, preference_rows, mass_rows, strict=True)]
 
 
 def _rows_with_none(values: Tensor, known: Tensor) -> list[Any]:
@@ -179,7 +185,10 @@ def _annotation(labels: list[_Labels], rollouts: Rollouts, version: int) -> Anno
     if any(label.preferences is not None for label in labels):
         not_asked = [[None] * responses] * responses
         preferences = _tensor([label.preferences or not_asked for label in labels]).reshape(prompts, responses, responses)
-    return Annotation(scores=scores.where(valid, 0.0), valid=valid, preferences=preferences, annotator_version=version)
+    mass = None
+    if any(label.mass is not None for label in labels):
+        mass = _tensor([label.mass or [None] * responses for label in labels]).reshape(prompts, responses)
+    return Annotation(scores=scores.where(valid, 0.0), valid=valid, preferences=preferences, mass=mass, annotator_version=version)
 
 
 def _tensor(rows: list[Any]) -> Tensor:

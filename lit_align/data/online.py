@@ -171,3 +171,6 @@ class OnlineDataModule(AlignmentDataModule):
                 "labels/invalid": asked - scored,
             }
         )
+        if annotation.mass is not None:
+            known = annotation.mass.isfinite()
+            self.aligner.log_rollout({"labels/option_mass": global_mean(annotation.mass.where(known, 0.0), known)})

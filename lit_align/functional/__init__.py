@@ -12,14 +12,17 @@ from lit_align.functional.dar import (
 from lit_align.functional.distributed import global_mean, global_std, global_sum
 from lit_align.functional.divergences import kl_from_logits, kl_k1, kl_k2, kl_k3
 from lit_align.functional.logprobs import response_logps, token_logps
+from lit_align.functional.verdicts import centred_score, expected_score, swap_averaged
 
 __all__ = [
+    "centred_score",
     "centred_weights",
     "comparable",
     "dar_group_weights",
     "dar_log_weights",
     "dar_weights",
     "effective_sample_size",
+    "expected_score",
     "global_mean",
     "global_std",
     "global_sum",
@@ -32,6 +35,7 @@ __all__ = [
     "kl_k3",
     "leave_one_out",
     "response_logps",
+    "swap_averaged",
     "token_logps",
     "within_group_variance",
 ]

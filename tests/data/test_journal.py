@@ -407,3 +407,41 @@ def test_another_annotator_is_asked_for_its_own_labels(opened):
     never = Never()
     never.identity = "my.kindness"
     opened().annotate(never, rollouts(), TRAIN)
+
+
+class Massive(Annotator):
+    """A judge, as far as a journal can tell."""
+
+    identity = "judge"
+    mass = torch.tensor([[0.9, 1 / 3], [0.0, math.nan], [1.0, 0.5]])
+
+    def annotate(self, rollouts: Rollouts) -> Annotation:
+        valid = torch.ones(self.mass.shape, dtype=torch.bool)
+        return Annotation(scores=torch.zeros_like(self.mass), valid=valid, mass=self.mass)
+
+
+def test_the_mass_of_a_judge_is_kept(tmp_path):
+    journal = LabelJournal(tmp_path, 0)
+    first = journal.annotate(Massive(), rollouts(), TRAIN).mass
+    journal.close()
+    again = LabelJournal(tmp_path, 0)
+    replayed = again.annotate(Massive(), rollouts(), TRAIN).mass
+    assert again.labels_written == 0
+    again.close()
+    for mass in (first, replayed):
+        torch.testing.assert_close(mass, Massive.mass, atol=0, rtol=0, equal_nan=True)
+
+
+def test_a_line_without_mass_is_still_a_line(tmp_path):
+    path = tmp_path / "labels-0.jsonl"
+    journal = LabelJournal(tmp_path, 0)
+    first = journal.annotate(Oracle(), rollouts(), TRAIN)
+    journal.close()
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert all(line.pop("mass") is None for line in lines)
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    again = LabelJournal(tmp_path, 0)
+    replayed = again.annotate(Never(), rollouts(), TRAIN)
+    again.close()
+    assert torch.equal(replayed.scores, first.scores)
+    assert replayed.mass is None

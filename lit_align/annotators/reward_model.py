@@ -1,0 +1,140 @@
+"""A reward model as an annotator."""
+
+import warnings
+from collections.abc import Sequence
+from typing import Any, final
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForSequenceClassification
+
+from lit_align.annotators.hosting import DType, HostedModel
+from lit_align.types import Annotation, Annotator, Prompt, Rollouts, UserError
+
+
+@final
+class RewardModelAnnotator(Annotator):
+    """Scores each response by the logit of any Hugging Face sequence classifier, with the classifier's own tokenizer.
+
+    A plain-text prompt is read as prompt followed by response, messages as the chat with the response as the assistant's turn. A
+    score is that of the row alone: neither its neighbours, nor the tokenizer's padding side, nor a pad token that also ends
+    sequences changes it. A response that makes its row longer than
+    ``max_tokens`` is invalid, never cut.
+
+    Args:
+        path: a folder written by ``save_pretrained``, or a name on the Hugging Face hub; ``$VARIABLES`` are expanded.
+        max_tokens: longest row, prompt and response together; None is what the model can read.
+        batch_size: rows of one forward pass, of similar length.
+        dtype: of the weights. bfloat16 halves the memory and keeps about three digits of a score.
+        chat_template: a Jinja file for prompts that are messages, where the tokenizer has no template of its own.
+        offload: on the device only while it annotates, in the CPU's memory otherwise.
+        label: which logit to read where the classifier has several; larger should be better.
+
+    Attributes:
+        too_long: responses so far that did not fit.
+
+    Raises:
+        UserError: at ``setup``, if there is no such model, its head was never trained, it has several logits and ``label`` chooses
+            none, or ``label`` is none of them.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        max_tokens: int | None = None,
+        batch_size: int = 16,
+        dtype: DType = "float32",
+        chat_template: str | None = None,
+        offload: bool = False,
+        label: int | None = None,
+    ) -> None:
+        if max_tokens is not None and max_tokens < 1:
+            raise UserError(f"RewardModelAnnotator: max_tokens should be the longest row, at least 1, or null, got {max_tokens}.")
+        self.identity = path if label is None else f"{path}[{label}]"
+        self.max_tokens, self.label = max_tokens, label
+        self.host = HostedModel("RewardModelAnnotator", path, self._load, dtype, chat_template, offload, batch_size)
+        self.too_long = 0
+
+    def setup(self, device: torch.device) -> None:
+        """Load the model."""
+        self.host.setup(device)
+
+    def close(self) -> None:
+        """Forget the model."""
+        self.host.close()
+
+    def annotate(self, rollouts: Rollouts) -> Annotation:
+        """Scores ``[B, K]`` on the CPU."""
+        rows = [self._tokens(p, text) for p, texts in zip(rollouts.prompts, rollouts.texts, strict=True) for text in texts]
+        limit = self.max_tokens or self.host.context_length
+        fits = [len(row) > 0 and (limit is None or len(row) <= limit) for row in rows]
+        self._count_too_long(len(rows) - sum(fits), limit)
+        scores = torch.zeros(len(rows), dtype=torch.float32)
+        index = [i for i, fit in enumerate(fits) if fit]
+        if index:
+            scores[index] = self._scores([rows[i] for i in index])
+        shape = rollouts.response_tokens.shape[:2]
+        valid = torch.tensor(fits).reshape(shape) & scores.isfinite().reshape(shape)
+        return Annotation(scores=scores.reshape(shape).where(valid, 0.0), valid=valid, annotator_version=self.version)
+
+    def _tokens(self, prompt: Prompt, text: str) -> list[int]:
+        if isinstance(prompt.content, str):
+            return list(self.host.tokenizer(prompt.content + text)["input_ids"])
+        chat = self.host.render([*prompt.content, {"role": "assistant", "content": text}], answer=False)
+        return list(self.host.tokenizer(chat, add_special_tokens=False)["input_ids"])  # the template writes its own
+
+    def _scores(self, rows: Sequence[list[int]]) -> Tensor:
+        """One logit per row, ``[N]``."""
+        scores = torch.zeros(len(rows), dtype=torch.float32)
+        with self.host.working() as model:
+            for index in self.host.batches([len(row) for row in rows]):
+                scores[index] = self._forward(model, [rows[i] for i in index]).float().cpu()
+        return scores
+
+    def _forward(self, model: Any, rows: Sequence[list[int]]) -> Tensor:
+        # Padded on the right: positions start at 0 and a causal model never sees the padding. Classifiers find the last real
+        # token by comparing with `pad_token_id`; so the id that pads here must be no token of these rows, as EOS often would.
+        pad = self._absent(rows)
+        model.config.pad_token_id = model.config.get_text_config().pad_token_id = pad
+        width, device = max(len(row) for row in rows), self.host.device
+        tokens = torch.tensor([row + [pad] * (width - len(row)) for row in rows], dtype=torch.long, device=device)
+        mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], dtype=torch.long, device=device)
+        return model(input_ids=tokens, attention_mask=mask).logits[:, self.label or 0]
+
+    def _absent(self, rows: Sequence[list[int]]) -> int:
+        """The tokenizer's pad token, unless a row contains it: then the first id that none contains."""
+        present = {token for row in rows for token in row}
+        own = self.host.tokenizer.pad_token_id  # encoders such as RoBERTa also count positions by it
+        if own is not None and own not in present:
+            return own
+        return next(i for i in range(len(present) + 1) if i not in present)
+
+    def _count_too_long(self, count: int, limit: int | None) -> None:
+        if count and not self.too_long:
+            warnings.warn(
+                f"RewardModelAnnotator expected prompt and response together to have 1 to {limit} tokens of its tokenizer, but {count} of "
+                "a chunk have not. Those responses are invalid (nothing is learned from them) and the run goes on. Shorten prompts "
+                "or responses, or raise max_tokens if the model can read more; later cases are counted in `too_long` and not shown.",
+                stacklevel=3,
+            )
+        self.too_long += count
+
+    def _load(self, path: str, dtype: torch.dtype) -> Any:
+        loaded: Any = AutoModelForSequenceClassification.from_pretrained(path, dtype=dtype, output_loading_info=True)
+        model, report = loaded
+        if missing := sorted(report["missing_keys"]):
+            raise UserError(
+                f"RewardModelAnnotator expected a trained sequence classifier at {path!r}, but its weights lack {', '.join(missing[:3])}: "
+                "the scores would be random. Give a reward model (a folder whose config.json names ...ForSequenceClassification), "
+                "not the language model that one could be trained from."
+            )
+        model.config.get_text_config().use_cache = False  # nothing is generated: a key-value cache would be memory for nothing
+        labels = model.config.num_labels
+        if self.label is None and labels != 1:
+            raise UserError(
+                f"RewardModelAnnotator expected a classifier with one logit, but {path!r} has {labels}: {dict(model.config.id2label)}. "
+                "Choose the one that a good response should raise by `label: NUMBER`, or give a reward model with num_labels = 1."
+            )
+        if self.label is not None and not 0 <= self.label < labels:
+            raise UserError(f"RewardModelAnnotator: label should be from 0 to {labels - 1} for {path!r}, got {self.label}.")
+        return model
