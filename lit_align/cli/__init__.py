@@ -6,9 +6,12 @@ Nothing heavy is imported before it is needed.
 import os
 import sys
 from collections.abc import Sequence
+from difflib import get_close_matches
 
 from lit_align import __version__
 
+TRAINER_COMMANDS = ("fit", "validate", "test", "predict")
+COMMANDS = (*TRAINER_COMMANDS, "check", "export", "quickstart")
 HELP = """\
 usage: lit-align COMMAND [--config FILE ...] [--KEY VALUE ...]
 
@@ -16,6 +19,8 @@ usage: lit-align COMMAND [--config FILE ...] [--KEY VALUE ...]
   validate     score the policy on held-out prompts
   test         the same, for the final number
   predict      write answers to held-out prompts as JSONL
+  check        try everything that fit would do, once, on one micro-batch; takes the arguments of fit
+  export       write a run's policy as a Hugging Face folder: lit-align export runs/first
   quickstart   a whole run on an embedded world, in minutes on a laptop
 
 Several --config files compose, later ones win:
@@ -33,22 +38,50 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if arguments == ["--version"]:
         print(f"lit-align {__version__}")
         return
+    command, *options = arguments
+    if command not in COMMANDS:
+        _refuse(f"{_no_command(command)}\nCommands: {', '.join(COMMANDS)}. What they do: lit-align --help")
     sys.path.insert(0, os.getcwd())  # a user's own annotator is a module in the folder where the command is given
-    from lit_align.cli.trainer import run_trainer
+    from argparse import ArgumentError
+
     from lit_align.types import UserError
 
     try:
-        if arguments[0] == "quickstart":
-            from lit_align.quickstart.run import quickstart
-
-            quickstart(arguments[1:], run_trainer)
-        else:
-            run_trainer(arguments)
+        _run(command, options)
     except Exception as error:
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, UserError):  # the parser wraps what a constructor raises
             cause = cause.__cause__ or cause.__context__
-        if cause is None:
+        if cause is None and not isinstance(error, ArgumentError):
             raise
-        print(f"lit-align: {cause}", file=sys.stderr)
-        sys.exit(2)
+        _refuse(str(cause or error))
+
+
+def _run(command: str, options: list[str]) -> None:
+    if command == "export":
+        from lit_align.cli.export import export
+
+        return export(options)
+    if command == "check":
+        from lit_align.cli.check import check
+
+        return check(options)
+    from lit_align.cli.trainer import run_trainer
+
+    if command == "quickstart":
+        from lit_align.quickstart.run import quickstart
+
+        return quickstart(options, run_trainer)
+    run_trainer([command, *options])
+
+
+def _no_command(word: str) -> str:
+    if word.startswith("-"):
+        return f"The command comes first, then options, but {word!r} came."
+    near = get_close_matches(word, COMMANDS, n=1, cutoff=0.5)
+    return f"There is no command {word!r}.{f' Did you mean {near[0]!r}?' if near else ''}"
+
+
+def _refuse(message: str) -> None:
+    print(f"lit-align: {message}", file=sys.stderr)
+    sys.exit(2)

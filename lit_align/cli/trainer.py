@@ -1,25 +1,31 @@
 """``fit``, ``validate``, ``test`` and ``predict``: LightningCLI in subclass mode, with what an online run needs."""
 
 import warnings
+from argparse import ArgumentError
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, final
 
 from jsonargparse import set_parsing_settings
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies import StrategyRegistry
 from transformers.utils import logging as transformers_logging
 
 import lit_align.annotators
 import lit_align.generation
 import lit_align.models  # noqa: F401  (short names in YAML are those of imported classes)
 from lit_align.algorithms import AlignmentModule
+from lit_align.cli.mistakes import explained, refuse_linked
 from lit_align.cli.predictions import PredictionWriter
+from lit_align.cli.settings import did_you_mean
 from lit_align.data import AlignmentDataModule
-from lit_align.types import UserError
+from lit_align.types import RolloutCallback, UserError
 
 TRAINER_DEFAULTS = {
     "reload_dataloaders_every_n_epochs": 1,  # an epoch is a rollout
@@ -31,24 +37,30 @@ TRAINER_DEFAULTS = {
 NOISE = (".*isinstance.treespec, LeafSpec.*", ".*LightningCLI's args parameter is intended.*", ".*instantiate_classes.. was deprecated.*")
 
 
-def run_trainer(arguments: Sequence[str]) -> "AlignmentCLI":
-    """Parse, build and run a subcommand; returns the finished command line with its ``trainer``, ``model`` and ``datamodule``."""
+REHEARSAL = {
+    "logger": False,
+    "num_nodes": 1,
+    "max_epochs": 1,
+    "max_steps": -1,
+    "accumulate_grad_batches": 1,
+    "limit_val_batches": 0,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+}
+LINKS = {"data.init_args.seed": "seed_everything"}
+
+
+def run_trainer(arguments: Sequence[str], rehearsal: RolloutCallback | None = None) -> "AlignmentCLI":
+    """Parse, build and run a subcommand; returns the finished command line with its ``trainer``, ``model`` and ``datamodule``.
+
+    With a ``rehearsal`` a fit is one optimizer step on one micro-batch, on one device, watched by that callback alone.
+    """
     transformers_logging.disable_progress_bar()
-    _accept_final_classes()
+    accept_final_classes()
     for message in NOISE:
         warnings.filterwarnings("ignore", message=message)
-    return AlignmentCLI(
-        AlignmentModule,
-        AlignmentDataModule,
-        subclass_mode_model=True,
-        subclass_mode_data=True,
-        auto_configure_optimizers=False,
-        seed_everything_default=0,
-        save_config_callback=FitConfig,
-        save_config_kwargs={"overwrite": True},
-        trainer_defaults=TRAINER_DEFAULTS,
-        args=list(arguments),
-    )
+    return AlignmentCLI(list(arguments), rehearsal)
 
 
 @final
@@ -63,17 +75,53 @@ class FitConfig(SaveConfigCallback):
 
 @final
 class AlignmentCLI(LightningCLI):
-    """LightningCLI with one folder per run: logs, checkpoints, config, labels and samples."""
+    """LightningCLI with one folder per run: logs, checkpoints, config, labels and samples.
+
+    Args:
+        arguments: the subcommand and its options.
+        rehearsal: see `run_trainer`.
+    """
+
+    def __init__(self, arguments: list[str], rehearsal: RolloutCallback | None = None) -> None:
+        self.rehearsal = rehearsal
+        self.planned: dict[str, Any] = {}  # what a rehearsal changes
+        super().__init__(
+            AlignmentModule,
+            AlignmentDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            seed_everything_default=0,
+            save_config_callback=FitConfig if rehearsal is None else None,
+            save_config_kwargs={"overwrite": True},
+            trainer_defaults=TRAINER_DEFAULTS,
+            parser_kwargs={"exit_on_error": False} | {command: {"exit_on_error": False} for command in self.subcommands()},
+            args=arguments,
+        )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Refuse what would be ignored; explain a mistake by its key and its place."""
+        assert isinstance(args, list)
+        command, *options = args
+        refuse_linked(options, LINKS)
+        try:
+            super().parse_arguments(parser, args)
+        except ArgumentError as error:
+            raise explained(self._subcommand_parsers[command], options, str(error)) from None
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """``--run``, ``--checkpoint_every``, and one seed for everything."""
         parser.add_argument("--run", type=str, default="runs/unnamed", help="Folder of logs, checkpoints, labels and samples.")
         parser.add_argument("--checkpoint_every", type=int, default=10, help="Rollouts between checkpoints.")
-        parser.link_arguments("seed_everything", "data.init_args.seed", compute_fn=int)
+        for target, origin in LINKS.items():
+            parser.link_arguments(origin, target, compute_fn=int)
 
     def before_instantiate_classes(self) -> None:
         """Refuse to mix two runs in one folder, before anything heavy is loaded."""
         settings = self.config[self.command]
+        if self.rehearsal is not None:
+            self._plan_rehearsal()
+            return
         if settings.ckpt_path == "last":
             if not self.last_checkpoint.is_file():
                 raise UserError(
@@ -85,6 +133,10 @@ class AlignmentCLI(LightningCLI):
     def instantiate_trainer(self, **overrides: Any) -> Trainer:
         """The Trainer with the run's folder as the one place for everything."""
         settings = self.config_init[self.command]
+        if self.rehearsal is not None:
+            devices = settings["trainer"]["devices"]
+            one = {"devices": devices[:1] if isinstance(devices, list) else 1}
+            return self._trainer_of(REHEARSAL | one | {"default_root_dir": str(self.folder), "callbacks": [self.rehearsal]})
         callbacks = list(settings["trainer"].get("callbacks") or [])
         if settings["trainer"].get("enable_checkpointing") is not False and not any(isinstance(c, ModelCheckpoint) for c in callbacks):
             callbacks.append(
@@ -103,7 +155,7 @@ class AlignmentCLI(LightningCLI):
         if settings["trainer"].get("logger") in (None, True):
             fitting = self.command == "fit"
             overrides["logger"] = TensorBoardLogger(str(self.folder.parent), name=self.folder.name, version="") if fitting else False
-        return super().instantiate_trainer(**overrides)
+        return self._trainer_of(overrides)
 
     def after_instantiate_classes(self) -> None:
         """``--ckpt_path last`` is this run's last checkpoint, for every subcommand."""
@@ -113,8 +165,30 @@ class AlignmentCLI(LightningCLI):
 
     def after_fit(self) -> None:
         """The end of the run is a checkpoint too, whatever ``checkpoint_every``."""
-        if self.trainer.checkpoint_callback is not None:
+        if self.rehearsal is None and self.trainer.checkpoint_callback is not None:
             self.trainer.save_checkpoint(self.last_checkpoint)
+
+    def _trainer_of(self, overrides: dict[str, Any]) -> Trainer:
+        settings = self.config_init[self.command]["trainer"]
+        try:
+            return super().instantiate_trainer(**overrides)
+        except (MisconfigurationException, ValueError) as error:
+            known = {
+                "strategy": ["auto", *StrategyRegistry.available_strategies()],
+                "accelerator": ["auto", "gpu", *AcceleratorRegistry.available_accelerators()],
+            }
+            wrong = [(key, settings[key], names) for key, names in known.items() if isinstance(settings[key], str)]
+            hints = [f"\ntrainer.{key} is {value!r}.{did_you_mean(value, names)}" for key, value, names in wrong if value not in names]
+            raise UserError(f"The Trainer refuses its settings: {str(error).splitlines()[0]}{''.join(hints)}") from error
+
+    def _plan_rehearsal(self) -> None:
+        """One micro-batch is the whole rollout, and one step; remember what was planned."""
+        settings = self.config[self.command]
+        data = settings.data.init_args
+        self.planned = data.as_dict() | {"max_epochs": settings.trainer.max_epochs}
+        settings.ckpt_path = None
+        if "micro_batch_prompts" in data:  # a user's own data module may have fixed it
+            data.prompts_per_rollout, data.inner_epochs = data.micro_batch_prompts, 1
 
     @property
     def command(self) -> str:
@@ -134,6 +208,6 @@ class AlignmentCLI(LightningCLI):
 
 
 @cache
-def _accept_final_classes() -> None:
+def accept_final_classes() -> None:
     """jsonargparse takes a class marked ``@final`` for one that has no siblings; ours mark that nobody inherits from them."""
     set_parsing_settings(subclasses_enabled=["is_final_class"])

@@ -1,0 +1,72 @@
+"""``lit-align export``: a run's policy as a Hugging Face folder."""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from jsonargparse import ArgumentParser
+from transformers.utils import logging as transformers_logging
+
+import lit_align.models  # noqa: F401  (short names in YAML are those of imported classes)
+from lit_align.algorithms import AlignmentModule
+from lit_align.cli.card import model_card
+from lit_align.cli.trainer import accept_final_classes
+from lit_align.types import UserError
+
+
+def export(arguments: Sequence[str]) -> None:
+    """Write the policy of a checkpoint, its tokenizer and a model card.
+
+    Args:
+        arguments: the run's folder, ``--ckpt_path`` and ``--output``; see ``--help``.
+
+    Raises:
+        UserError: if the run has no config or no checkpoint that fits it, or there is something at the output already.
+    """
+    parser = argparse.ArgumentParser("lit-align export", description="Write a run's policy as a Hugging Face folder.")
+    parser.add_argument("run", type=Path, help="folder of a run of fit, such as runs/first")
+    parser.add_argument("--ckpt_path", type=Path, help="which checkpoint; RUN/checkpoints/last.ckpt if not given")
+    parser.add_argument("--output", type=Path, help="folder to write; RUN/export if not given")
+    options = parser.parse_args(list(arguments))
+    config_file: Path = options.run / "config.yaml"
+    checkpoint_file: Path = options.ckpt_path or options.run / "checkpoints" / "last.ckpt"
+    output: Path = options.output or options.run / "export"
+    if not config_file.is_file():
+        raise UserError(f"{options.run} is no run: there is no {config_file}. Give the folder that fit wrote (its --run).")
+    if checkpoint_file.is_dir():
+        raise UserError(
+            f"{checkpoint_file} is a sharded checkpoint. Gather it into one file with its strategy's own tool, then export that."
+        )
+    if not checkpoint_file.is_file():
+        raise UserError(f"There is no checkpoint {checkpoint_file}. Choose another one of the run with --ckpt_path.")
+    if output.exists() and any(output.iterdir() if output.is_dir() else [output]):
+        raise UserError(f"{output} exists already. Choose another folder with --output, or remove it.")
+
+    transformers_logging.disable_progress_bar()
+    config = yaml.safe_load(config_file.read_text(encoding="utf-8"))
+    checkpoint = torch.load(checkpoint_file, map_location="cpu", weights_only=True)
+    model = load_module(config["model"])
+    try:
+        model.load_state_dict(checkpoint["state_dict"], strict=model.strict_loading)
+    except RuntimeError as error:
+        raise UserError(f"{checkpoint_file} doesn't fit {config_file}: {str(error).splitlines()[-1].strip()}") from error
+    model.policy.eval()
+    model.policy.save(str(output))
+    (output / "README.md").write_text(model_card(config, rollouts_of(checkpoint), checkpoint["global_step"]), encoding="utf-8")
+    print(f"The policy is in {output}. Read README.md there before you share it.")
+
+
+def load_module(config: Mapping[str, Any]) -> AlignmentModule:
+    """The algorithm with its policy, as the ``model`` part of a run's config says."""
+    accept_final_classes()
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(AlignmentModule, "model")
+    return parser.instantiate(parser.parse_object({"model": config})).model
+
+
+def rollouts_of(checkpoint: Mapping[str, Any]) -> int:
+    """How many rollouts a checkpoint has been trained on, the one under way not counted."""
+    return checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]

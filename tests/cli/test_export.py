@@ -1,0 +1,103 @@
+"""A run's policy as a Hugging Face folder."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from lit_align import __version__
+from lit_align.cli import main
+from lit_align.cli.trainer import run_trainer
+from tests.cli.shipped import OWN
+from tests.tiny import PROMPTS
+
+
+def greedy(model: torch.nn.Module, tokenizer: object) -> list[list[int]]:
+    """Twelve tokens after every prompt."""
+    answers = []
+    for prompt in PROMPTS:
+        tokens = tokenizer(prompt, return_tensors="pt")  # pyright: ignore[reportCallIssue]
+        answers.append(model.generate(**tokens, max_new_tokens=12, do_sample=False, pad_token_id=0)[0].tolist())  # pyright: ignore[reportCallIssue]
+    return answers
+
+
+@pytest.fixture
+def trained(world: Path) -> torch.nn.Module:
+    """The policy in memory after ``fit --run runs/first``."""
+    more = ["--trainer.max_epochs=3", "--checkpoint_every=2", "--run=runs/first", "--model.init_args.optimizer.init_args.lr=0.03"]
+    return run_trainer(["fit", *OWN, *more]).model.policy.eval()
+
+
+def test_the_folder_generates_what_the_policy_in_memory_does(trained: torch.nn.Module, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    main(["export", "runs/first", "--output=shared/mine"])
+    assert capsys.readouterr().out == "The policy is in shared/mine. Read README.md there before you share it.\n"
+    tokenizer = AutoTokenizer.from_pretrained("shared/mine")
+    exported = AutoModelForCausalLM.from_pretrained("shared/mine")
+    expected = greedy(trained.model, tokenizer)  # pyright: ignore[reportArgumentType]
+    assert greedy(exported, tokenizer) == expected
+    assert greedy(AutoModelForCausalLM.from_pretrained("my-model"), tokenizer) != expected  # training did something
+    weights = trained.model.state_dict()  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue]
+    assert all(torch.equal(value, weights[name]) for name, value in exported.state_dict().items())
+
+
+def test_another_checkpoint_of_the_run(trained: torch.nn.Module) -> None:
+    state = torch.load("runs/first/checkpoints/last.ckpt", weights_only=True)
+    name = "policy.model.lm_head.weight"
+    state["state_dict"][name] = state["state_dict"][name] + 1
+    torch.save(state, "other.ckpt")
+    main(["export", "runs/first", "--ckpt_path=other.ckpt"])
+    exported = AutoModelForCausalLM.from_pretrained("runs/first/export")
+    torch.testing.assert_close(exported.lm_head.weight, trained.model.lm_head.weight + 1)  # pyright: ignore
+
+
+def test_the_card_counts_the_rollouts_of_its_checkpoint(trained: torch.nn.Module) -> None:
+    main(["export", "runs/first", "--ckpt_path=runs/first/checkpoints/rollout-00001.ckpt"])
+    assert "| rollouts | 2 of 8" in Path("runs/first/export/README.md").read_text(encoding="utf-8")
+
+
+def test_the_card_says_where_the_model_comes_from(trained: torch.nn.Module) -> None:
+    main(["export", "runs/first"])
+    card = Path("runs/first/export/README.md").read_text(encoding="utf-8")
+    _, head, body = card.split("---\n", 2)
+    assert yaml.safe_load(head)["library_name"] == "transformers"
+    assert "base_model" not in yaml.safe_load(head)  # a local folder is no name on the hub
+    for row in (
+        "| base model | my-model |",
+        "| algorithm | DAR |",
+        "| rollouts | 3 of 8 prompts x 4 responses |",
+        "| optimizer steps | 6 |",
+        "| seed | 0 |",
+        "| annotator | FunctionAnnotator(function=my_annotator.score, concurrency=16) |",
+    ):
+        assert row in body
+    assert "| prompts | JsonlPrompts(path=prompts.jsonl" in body
+    assert __version__ in body
+    settings = yaml.safe_load(body.split("```yaml\n")[1].split("```")[0])
+    assert settings["alpha"] == settings["beta"] == 0.25
+    assert "policy" not in settings
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["runs/none"], "runs/none is no run: there is no runs/none/config.yaml. Give the folder that fit wrote (its --run)."),
+        (["runs/first", "--ckpt_path=none.ckpt"], "There is no checkpoint none.ckpt."),
+        (["runs/first", "--ckpt_path=runs"], "runs is a sharded checkpoint."),
+        (["runs/first", "--output=my-model"], "my-model exists already. Choose another folder with --output, or remove it."),
+        (["runs/first", "--ckpt_path=bad.ckpt"], "bad.ckpt doesn't fit runs/first/config.yaml"),
+    ],
+)
+def test_what_cannot_be_exported(
+    arguments: list[str], message: str, world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if "runs/first" in arguments:
+        run_trainer(["fit", *OWN, "--trainer.max_epochs=1", "--run=runs/first"])
+        state = torch.load("runs/first/checkpoints/last.ckpt", weights_only=True)
+        torch.save(state | {"state_dict": {"policy.model.nothing": torch.zeros(1)}}, "bad.ckpt")
+    with pytest.raises(SystemExit) as exit_:
+        main(["export", *arguments])
+    assert exit_.value.code == 2
+    assert f"lit-align: {message}" in capsys.readouterr().err
