@@ -25,6 +25,7 @@ ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 PAGES = [README, ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 REFUSED = {"lit_align/callbacks/"}  # named to say why it is not there
+MISTAKEN = {"configs/algorithm/darr.yaml", "lit_align.generation.CacheSampeler"}  # examples of what a user may type
 FENCE = re.compile(r"^```(\w*)[ ]?(\S*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
@@ -70,14 +71,14 @@ def test_links_lead_somewhere(page: Path) -> None:
 def test_paths_that_are_named_exist(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     for path in re.findall(r"(?<![\w/.\-])(?:configs|tests|docs|lit_align|callbacks|benchmarks|scripts)/[\w./\-]*[\w/]", text):
-        assert (ROOT / path).exists() or path in REFUSED, f"{page.name} names {path}"
+        assert (ROOT / path).exists() or path in REFUSED | MISTAKEN, f"{page.name} names {path}"
 
 
 @pages
 def test_classes_that_are_named_can_be_imported(page: Path) -> None:
     for name in re.findall(r"(?<![\w/.])(?:lit_align|callbacks)[.\w]*\.[A-Z]\w+", page.read_text(encoding="utf-8")):
         module, _, attribute = name.rpartition(".")
-        assert attribute in vars(import_module(module)), f"{page.name} names {name}"
+        assert name in MISTAKEN or attribute in vars(import_module(module)), f"{page.name} names {name}"
 
 
 def test_the_changelog_has_this_version() -> None:

@@ -4,6 +4,7 @@ import inspect
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import is_dataclass
 from functools import cache
 from typing import Any, final
 
@@ -133,6 +134,8 @@ class _Search:
                 yield f"{key}.class_path ({path.place}): there is no {_text(path)!r}.{found}"
                 return
             self._remember(key, found.value)
+        elif key not in self.classes and len(bases) == 1 and is_dataclass(bases[0]) and not inspect.isabstract(bases[0]):
+            self._remember(key, bases[0])  # plain settings need no class_path
         known = self.classes | {k: v for k, v in self.first_classes.items() if k not in self.classes}
         last = f"{key}[{self._last(key)}]"
         cls = known.get(key) or known.get(last)

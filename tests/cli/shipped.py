@@ -9,7 +9,7 @@ import yaml
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs"
 FILES = sorted(path.relative_to(CONFIGS).as_posix() for path in CONFIGS.rglob("*.yaml"))
-OF_SFT = {"quickstart_warmup.yaml"}
+OF_SFT = {"quickstart_warmup.yaml", "experiment/local_sft.yaml"}
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,7 @@ ANCHORED, LOCAL = "algorithm/dar_anchored.yaml", "experiment/local.yaml"
 RULES: dict[str, tuple[str, ...]] = {
     "algorithm/sft.yaml": ("...", "experiment/local_sft.yaml"),
     "experiment/local_sft.yaml": ("algorithm/sft.yaml", "..."),
+    "experiment/local_judged.yaml": (ANCHORED, "...", "annotator/scoring_judge.yaml"),
     "algorithm": ("...", LOCAL),
     "annotator": (ANCHORED, LOCAL, "..."),
     "callbacks": (ANCHORED, LOCAL, "..."),

@@ -76,7 +76,7 @@ def test_the_card_says_where_the_model_comes_from(trained: torch.nn.Module) -> N
     assert "| prompts | JsonlPrompts(path=prompts.jsonl" in body
     assert __version__ in body
     settings = yaml.safe_load(body.split("```yaml\n")[1].split("```")[0])
-    assert settings["alpha"] == settings["beta"] == 0.25
+    assert settings["alpha"] == settings["beta"] == 0.125
     assert "policy" not in settings
 
 
