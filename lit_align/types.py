@@ -302,6 +302,8 @@ class Policy(nn.Module, ABC):
 
     temperature: float
     eos_ids: frozenset[int]
+    special_ids: frozenset[int]  # tokens that `decode` leaves out
+    bos_id: int | None
     pad_id: int
     context_length: int | None
 

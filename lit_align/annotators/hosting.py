@@ -3,15 +3,13 @@
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, Literal, final
+from typing import Any, final
 
 import torch
-from transformers import AutoTokenizer
 
+from lit_align.models.chat import render
+from lit_align.models.loading import DType, load_tokenizer
 from lit_align.types import Message, UserError
-
-DType = Literal["float32", "bfloat16"]
 
 
 @final
@@ -21,7 +19,7 @@ class HostedModel:
     Args:
         owner: name of the annotator, for messages.
         path: a folder written by ``save_pretrained``, or a name on the Hugging Face hub; ``$VARIABLES`` are expanded.
-        load: from path and dtype to a model; it may raise OSError or ValueError where there is none.
+        load: from path and dtype to a model, or a UserError.
         dtype: of the weights.
         chat_template: a Jinja file that takes the place of the tokenizer's own template.
         offload: on the device only inside ``working()``, in the CPU's memory otherwise.
@@ -35,7 +33,7 @@ class HostedModel:
         self,
         owner: str,
         path: str,
-        load: Callable[[str, torch.dtype], Any],
+        load: Callable[[str, DType], Any],
         dtype: DType,
         chat_template: str | None,
         offload: bool,
@@ -43,7 +41,8 @@ class HostedModel:
     ) -> None:
         if batch_size < 1:
             raise UserError(f"{owner}: batch_size should be the rows of one forward pass, at least 1, got {batch_size}.")
-        self.owner, self.path, self.dtype = owner, os.path.expandvars(path), dtype
+        self.owner, self.path = owner, os.path.expandvars(path)
+        self.dtype: DType = dtype
         self.chat_template, self.offload, self.batch_size = chat_template, offload, batch_size
         self.device = torch.device("cpu")
         self._load = load
@@ -89,13 +88,7 @@ class HostedModel:
 
     def render(self, messages: Sequence[Message], *, answer: bool, options: dict[str, Any] | None = None) -> str:
         """Messages as the chat template joins them; with ``answer``, up to where the model's own turn begins."""
-        if self.tokenizer.chat_template is None:
-            raise UserError(
-                f"{self.owner}: the prompt is a list of messages, but the tokenizer of {self.path!r} has no chat template. "
-                f"Give `chat_template: FILE.jinja` to {self.owner}, or plain-text prompts."
-            )
-        turns = [dict(message) for message in messages]
-        return self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=answer, **(options or {}))
+        return render(self.owner, self.tokenizer, messages, answer=answer, options=options)
 
     def batches(self, lengths: Sequence[int]) -> Iterator[list[int]]:
         """Indices of rows, longest first, in batches: rows of similar length share one, and memory runs out early or never."""
@@ -104,22 +97,6 @@ class HostedModel:
 
     def _model_and_tokenizer(self) -> tuple[Any, Any]:
         if self._loaded is None:
-            try:
-                model, tokenizer = self._load(self.path, getattr(torch, self.dtype)), AutoTokenizer.from_pretrained(self.path)
-            except (OSError, ValueError) as error:
-                kind = "a folder without a readable model" if Path(self.path).is_dir() else "neither a folder here nor a model on the hub"
-                raise UserError(
-                    f"{self.owner}: no model at {self.path!r}: it is {kind}. Expected a folder with config.json, weights and a tokenizer, "
-                    f"or a hub name.\nThe current folder is {Path.cwd()}. The loader said: {str(error).splitlines()[0]}"
-                ) from error
-            if self.chat_template is not None:
-                tokenizer.chat_template = _read(self.owner, self.chat_template)
-            self._loaded = model.eval().requires_grad_(False), tokenizer
+            model = self._load(self.path, self.dtype)
+            self._loaded = model.eval().requires_grad_(False), load_tokenizer(self.owner, self.path, self.chat_template)
         return self._loaded
-
-
-def _read(owner: str, path: str) -> str:
-    try:
-        return Path(os.path.expandvars(path)).read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{owner}: chat_template should be a readable Jinja file, got {path!r}: {error}.") from error

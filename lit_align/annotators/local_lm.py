@@ -3,14 +3,16 @@
 import inspect
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, final
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM
 
-from lit_align.annotators.hosting import DType, HostedModel
+from lit_align.annotators.hosting import HostedModel
 from lit_align.annotators.options import Tokens, exclusive_logps, suffixes
+from lit_align.models.chat import check_options
+from lit_align.models.loading import DType, load_causal
 from lit_align.types import JudgeBackend, Message, UserError
 
 
@@ -36,7 +38,8 @@ class LocalLM(JudgeBackend):
         tokens_read: tokens so far of all prompts and options, padding not counted.
 
     Raises:
-        UserError: at ``setup``, if there is no such model; when asked, if the tokenizer can't tell two options apart.
+        UserError: at ``setup``, if there is no such model, or its template does not read all of ``chat_template_kwargs``; when
+            asked, if the tokenizer can't tell two options apart.
     """
 
     def __init__(
@@ -52,12 +55,13 @@ class LocalLM(JudgeBackend):
         if max_tokens is not None and max_tokens < 1:
             raise UserError(f"LocalLM: max_tokens should be the longest prompt, at least 1, or null, got {max_tokens}.")
         self.identity, self.max_tokens, self.chat_template_kwargs = path, max_tokens, chat_template_kwargs
-        self.host = HostedModel("LocalLM", path, _load, dtype, chat_template, offload, batch_size)
+        self.host = HostedModel("LocalLM", path, partial(load_causal, "LocalLM"), dtype, chat_template, offload, batch_size)
         self.too_long = self.tokens_read = 0
 
     def setup(self, device: torch.device) -> None:
         """Load the model."""
         self.host.setup(device)
+        check_options("LocalLM", "chat_template_kwargs", self.host.tokenizer, self.chat_template_kwargs)
 
     def close(self) -> None:
         """Forget the model."""
@@ -136,14 +140,3 @@ def _longest_stems(added: Sequence[Tokens]) -> list[Tokens]:
     """What has to be read after the context: options without their last token, without those that begin another one."""
     stems = sorted({tokens[:-1] for tokens in added})
     return [stem for stem in stems if not any(other != stem and other[: len(stem)] == stem for other in stems)]
-
-
-def _load(path: str, dtype: torch.dtype) -> Any:
-    loaded: Any = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, output_loading_info=True)
-    model, report = loaded
-    if missing := sorted(report["missing_keys"]):
-        raise UserError(
-            f"LocalLM expected a causal language model at {path!r}, but its weights lack {', '.join(missing[:3])}: what it says would be "
-            "random. Give a model that can generate; a sequence classifier is a RewardModelAnnotator's."
-        )
-    return model

@@ -6,9 +6,9 @@ from typing import Any, final
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForSequenceClassification
 
-from lit_align.annotators.hosting import DType, HostedModel
+from lit_align.annotators.hosting import HostedModel
+from lit_align.models.loading import DType, load_classifier
 from lit_align.types import Annotation, Annotator, Prompt, Rollouts, UserError
 
 
@@ -119,15 +119,8 @@ class RewardModelAnnotator(Annotator):
             )
         self.too_long += count
 
-    def _load(self, path: str, dtype: torch.dtype) -> Any:
-        loaded: Any = AutoModelForSequenceClassification.from_pretrained(path, dtype=dtype, output_loading_info=True)
-        model, report = loaded
-        if missing := sorted(report["missing_keys"]):
-            raise UserError(
-                f"RewardModelAnnotator expected a trained sequence classifier at {path!r}, but its weights lack {', '.join(missing[:3])}: "
-                "the scores would be random. Give a reward model (a folder whose config.json names ...ForSequenceClassification), "
-                "not the language model that one could be trained from."
-            )
+    def _load(self, path: str, dtype: DType) -> Any:
+        model = load_classifier("RewardModelAnnotator", path, dtype)
         model.config.get_text_config().use_cache = False  # nothing is generated: a key-value cache would be memory for nothing
         labels = model.config.num_labels
         if self.label is None and labels != 1:

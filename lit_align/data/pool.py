@@ -9,10 +9,12 @@ from typing import Literal, final
 import torch
 
 from lit_align.data.loader import derived_seed
+from lit_align.data.truncation import encode_within
 from lit_align.types import EncodedPrompt, Policy, Prompt, PromptSource, UserError
 
 LongPrompts = Literal["drop", "truncate_left", "refuse"]
-"""What becomes of a prompt that leaves no room for the response: left out and counted, cut at its beginning, or an error."""
+"""What becomes of a prompt that leaves no room for the response: left out and counted, cut at its beginning (its BOS token, or its
+system turn, stays), or an error."""
 
 
 @final
@@ -23,7 +25,7 @@ class PromptPool:
         source: where they come from.
         policy: its tokenizer decides how long they are.
         max_tokens: longest prompt, in tokens; None is no limit.
-        long_prompts: what becomes of longer ones.
+        long_prompts: what becomes of longer ones. Whatever is cut off, the annotator sees the whole prompt.
         seed: of the order.
 
     Raises:
@@ -37,7 +39,9 @@ class PromptPool:
                 f"No room for a prompt: {max_tokens} tokens are left of the context. Lower the sampler's `max_new_tokens` (for "
                 "demonstrations: `max_response_tokens`)."
             )
-        fits = [i for i in range(len(source)) if max_tokens is None or long_prompts == "truncate_left" or self._length(i) <= max_tokens]
+        self._cut = long_prompts == "truncate_left"
+        fits = [i for i in range(len(source)) if max_tokens is None or self._tokens(source[i]) is not None]
+        longer = f"longer than {max_tokens} tokens" + (" even with all turns cut that may be" if self._cut else "")
         self.dropped = len(source) - len(fits)
         self._rows = fits
         if self.dropped and long_prompts == "refuse":
@@ -47,15 +51,14 @@ class PromptPool:
                 f"{self._length(worst)}. Set `long_prompts` to drop or truncate_left, or raise `max_prompt_tokens`."
             )
         if not fits:
+            remedy = "Shorten the system turns" if self._cut else "Set `long_prompts: truncate_left`"
             raise UserError(
-                f"All {len(source)} prompts are longer than {max_tokens} tokens. Set `long_prompts: truncate_left`, lower the sampler's "
-                "`max_new_tokens` (for demonstrations: `max_response_tokens`), or choose a policy with a longer context."
+                f"All {len(source)} prompts are {longer}. {remedy}, lower the sampler's `max_new_tokens` (for demonstrations: "
+                "`max_response_tokens`), or choose a policy with a longer context."
             )
         if self.dropped:
             share = self.dropped / len(source)
-            warnings.warn(
-                f"{self.dropped} of {len(source)} prompts ({share:.1%}) are longer than {max_tokens} tokens and dropped.", stacklevel=2
-            )
+            warnings.warn(f"{self.dropped} of {len(source)} prompts ({share:.1%}) are {longer} and dropped.", stacklevel=2)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -78,8 +81,14 @@ class PromptPool:
         return len(self.policy.encode(self.source[row]))
 
     def _encoded(self, prompt: Prompt) -> EncodedPrompt:
+        return EncodedPrompt(prompt, tuple(self._tokens(prompt) or ()))  # never empty: of rows that fit
+
+    def _tokens(self, prompt: Prompt) -> list[int] | None:
+        """What the policy reads; None if it is too long."""
+        if self._cut and self.max_tokens is not None:
+            return encode_within(self.policy, prompt, self.max_tokens)
         tokens = self.policy.encode(prompt)
-        return EncodedPrompt(prompt, tuple(tokens if self.max_tokens is None else tokens[-self.max_tokens :]))
+        return tokens if self.max_tokens is None or len(tokens) <= self.max_tokens else None
 
 
 def _numbered(prompts: Sequence[EncodedPrompt]) -> list[EncodedPrompt]:

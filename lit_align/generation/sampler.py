@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from lit_align.generation.noise import gumbel, row_keys
+from lit_align.generation.stopping import StopStrings, check_stop
 from lit_align.types import EncodedPrompt, Policy, Rollouts, Sampler, Stream
 
 
@@ -15,12 +16,18 @@ class CacheSampler(Sampler):
     """Reads each prompt once, decodes its K responses together, drops rows as they finish, and keeps the log-probs it drew from.
 
     Args:
-        max_new_tokens: longest response, EOS included. A response that reaches it without EOS is not ``finished``.
+        max_new_tokens: longest response, EOS included. A response that reaches it without an end is not ``finished``.
         greedy: the likeliest token instead of a drawn one: for evaluation, never for training.
+        stop: strings that end a response too. The tokens up to and including the one that completes the string are the response's,
+            for masks and log-probs; its text ends before the string. A special token may be named, such as ``<|im_end|>``.
+
+    Raises:
+        UserError: if ``stop`` is no list of texts, or one of them is empty; when sampling, if one mixes special tokens and text.
     """
 
-    def __init__(self, max_new_tokens: int = 128, greedy: bool = False) -> None:
-        self.max_new_tokens, self.greedy = max_new_tokens, greedy
+    def __init__(self, max_new_tokens: int = 128, greedy: bool = False, stop: Sequence[str] = ()) -> None:
+        check_stop(stop)
+        self.max_new_tokens, self.greedy, self.stop = max_new_tokens, greedy, tuple(stop)
 
     def sample(self, policy: Policy, prompts: Sequence[EncodedPrompt], responses_per_prompt: int, stream: Stream) -> Rollouts:
         """Draw the responses; everything returned is on the policy's device."""
@@ -29,7 +36,8 @@ class CacheSampler(Sampler):
         ids = torch.tensor([p.prompt.id for p in prompts], device=device)
         occurrences = torch.tensor([p.occurrence for p in prompts], device=device)
         keys = row_keys(stream, ids, occurrences, k).flatten()  # [N], N = B * K
-        eos = torch.tensor(sorted(policy.eos_ids), device=device)
+        stops = StopStrings(self.stop, policy, len(keys))
+        ends = torch.tensor(sorted(policy.eos_ids | stops.tokens), device=device)
 
         tokens = torch.full((len(keys), self.max_new_tokens), policy.pad_id, device=device)  # [N, T]
         mask, logps = torch.zeros_like(tokens, dtype=torch.bool), torch.zeros(tokens.shape, dtype=torch.float32, device=device)
@@ -44,7 +52,7 @@ class CacheSampler(Sampler):
             drawn = perturbed.argmax(-1)
             tokens[rows, step], mask[rows, step] = drawn, True
             logps[rows, step] = logits.gather(-1, drawn.unsqueeze(-1)).squeeze(-1) - logits.logsumexp(-1)
-            ended = torch.isin(drawn, eos)
+            ended = torch.isin(drawn, ends) | stops.ended(rows, drawn)
             finished[rows[ended]] = True
             if step + 1 == self.max_new_tokens or ended.all():
                 break
@@ -57,7 +65,8 @@ class CacheSampler(Sampler):
 
         longest = int(mask.any(0).sum())
         tokens, mask, logps = (x[:, :longest].reshape(len(prompts), k, longest) for x in (tokens, mask, logps))
-        lines = [policy.decode(row[keep].tolist()) for row, keep in zip(tokens.flatten(0, 1), mask.flatten(0, 1), strict=True)]
+        written = zip(tokens.flatten(0, 1), mask.flatten(0, 1), strict=True)
+        lines = [stops.cut(policy.decode(row[keep].tolist())) for row, keep in written]
         return Rollouts(
             prompts=tuple(p.prompt for p in prompts),
             occurrences=occurrences,

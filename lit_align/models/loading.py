@@ -1,43 +1,54 @@
-"""Models, tokenizers and chat templates from a folder or the hub, with errors that say what was looked for."""
+"""Models and tokenizers from a folder or the hub, for policies and annotators alike, with errors that say what was looked for."""
 
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
+from lit_align.models.chat import read_template
 from lit_align.types import UserError
 
+DType = Literal["float32", "bfloat16"]
 
-def load_tokenizer(path: str) -> Any:
-    """The tokenizer of a folder or a hub name.
+
+def load_tokenizer(owner: str, path: str, chat_template: str | None = None) -> Any:
+    """The tokenizer of a folder or a hub name, with the template of a Jinja file where one is given.
 
     Raises:
-        UserError: if there is none.
+        UserError: if there is no such tokenizer or file.
     """
     try:
-        return AutoTokenizer.from_pretrained(path)
+        tokenizer = AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError) as error:
-        raise _not_found(path, error) from error
+        raise _not_found(owner, path, error) from error
+    if chat_template is not None:
+        tokenizer.chat_template = read_template(owner, chat_template)
+    return tokenizer
 
 
-def load_model(path: str, dtype: str, attn_implementation: str | None = None) -> Any:
-    """The causal language model of a folder or a hub name, on the CPU.
+def load_causal(owner: str, path: str, dtype: DType, attn_implementation: str | None = None) -> Any:
+    """The causal language model of a folder or a hub name, on the CPU, in eval mode.
 
     Raises:
-        UserError: if there is none, or it can't compute attention as asked for.
+        UserError: if there is none, its head was never trained, or it can't compute attention as asked for.
     """
-    options = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
-    try:
-        return AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype), **options)
-    except (OSError, ValueError, ImportError) as error:
-        if attn_implementation is None or isinstance(error, OSError):
-            raise _not_found(path, error) from error
-        raise UserError(
-            f"attn_implementation {attn_implementation!r} can't be used for {path!r} here. `sdpa` and `eager` need nothing installed; null "
-            f"takes the model's own choice.\nThe loader said: {str(error).splitlines()[0]}"
-        ) from error
+    advice = "what it says would be random. Give a model that can generate; a sequence classifier is a RewardModelAnnotator's."
+    return _load(AutoModelForCausalLM, "a causal language model", advice, owner, path, dtype, attn_implementation)
+
+
+def load_classifier(owner: str, path: str, dtype: DType) -> Any:
+    """The sequence classifier of a folder or a hub name, on the CPU, in eval mode.
+
+    Raises:
+        UserError: if there is none, or its head was never trained.
+    """
+    advice = (
+        "the scores would be random. Give a reward model (a folder whose config.json names ...ForSequenceClassification), not the "
+        "language model that one could be trained from."
+    )
+    return _load(AutoModelForSequenceClassification, "a trained sequence classifier", advice, owner, path, dtype)
 
 
 def checkpoint_activations(model: Any) -> None:
@@ -54,21 +65,25 @@ def checkpoint_activations(model: Any) -> None:
         raise UserError(f"{type(model).__name__} can't do gradient checkpointing: set policy.gradient_checkpointing to false.") from error
 
 
-def read_template(path: str) -> str:
-    """A Jinja file.
-
-    Raises:
-        UserError: if it can't be read.
-    """
+def _load(auto: Any, kind: str, advice: str, owner: str, path: str, dtype: DType, attn_implementation: str | None = None) -> Any:
+    options = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
     try:
-        return Path(path).read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"chat_template should be a readable Jinja file, got {path!r}: {error}.") from error
+        model, report = auto.from_pretrained(path, dtype=getattr(torch, dtype), output_loading_info=True, **options)
+    except (OSError, ValueError, ImportError) as error:
+        if attn_implementation is None or isinstance(error, OSError):
+            raise _not_found(owner, path, error) from error
+        raise UserError(
+            f"attn_implementation {attn_implementation!r} can't be used for {path!r} here. `sdpa` and `eager` need nothing installed; null "
+            f"takes the model's own choice.\nThe loader said: {str(error).splitlines()[0]}"
+        ) from error
+    if missing := sorted(report["missing_keys"]):  # tied weights are none
+        raise UserError(f"{owner} expected {kind} at {path!r}, but its weights lack {', '.join(missing[:3])}: {advice}")
+    return model
 
 
-def _not_found(path: str, error: Exception) -> UserError:
+def _not_found(owner: str, path: str, error: Exception) -> UserError:
     kind = "a folder without a readable model" if Path(path).is_dir() else "neither a folder here nor a model that the hub gives"
     return UserError(
-        f"No policy at {path!r}: it is {kind}. Expected a folder with config.json, weights and a tokenizer, or a hub name.\n"
+        f"{owner}: no model at {path!r}: it is {kind}. Expected a folder with config.json, weights and a tokenizer, or a hub name.\n"
         f"The current folder is {Path.cwd()}. The loader said: {str(error).splitlines()[0]}"
     )

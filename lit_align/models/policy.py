@@ -3,17 +3,20 @@
 import inspect
 import os
 from collections.abc import Sequence
-from typing import Any, Literal, final
+from typing import Any, final
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 
 from lit_align.functional.logprobs import token_logps
-from lit_align.models.loading import checkpoint_activations, load_model, load_tokenizer, read_template
+from lit_align.models.chat import check_options, render
+from lit_align.models.loading import DType, checkpoint_activations, load_causal, load_tokenizer
 from lit_align.models.lora import LoRA, add_adapter, checkpoint_adapter_only, merge_into
 from lit_align.models.reference import AdapterOffReference, FrozenReference
 from lit_align.types import AlignmentBatch, Policy, PolicyOutput, Prompt, Reference, Rollouts, UserError
+
+OWNER = "policy"  # in messages
 
 
 @final
@@ -25,23 +28,25 @@ class CausalPolicy(Policy):
         temperature: divides the logits wherever the policy samples, trains or is a reference.
         dtype: of the weights. ``float32`` with the Trainer's ``precision: bf16-mixed`` is the safe choice on a GPU.
             ``bfloat16`` halves the memory, and goes with ``lora``, whose own weights stay float32.
-        chat_template: a Jinja file for prompts that are messages, where the tokenizer has no template of its own.
+        chat_template: a Jinja file for prompts that are messages; it takes the place of a template of the tokenizer's own.
+        template_options: what else to tell the template, such as ``enable_thinking: false``.
         lora: train an adapter instead of the weights; the reference is then the same model with the adapter off.
         attn_implementation: ``sdpa``, ``eager``, ``flash_attention_2`` and so on; None is the model's own choice.
         gradient_checkpointing: in training forwards keep only each layer's input, and compute the rest again for the gradient.
         reference_offload: keep the reference on the CPU, and move it to the policy's device only while it scores.
 
     Raises:
-        UserError: if there is no such model, it has no key-value cache, its tokenizer knows no end of sequence, or it can't do
-            what the other options ask for.
+        UserError: if there is no such model, its head was never trained, it has no key-value cache, its tokenizer knows no end of
+            sequence, its template does not read all of ``template_options``, or it can't do what the other options ask for.
     """
 
     def __init__(
         self,
         path: str,
         temperature: float = 1.0,
-        dtype: Literal["float32", "bfloat16"] = "float32",
+        dtype: DType = "float32",
         chat_template: str | None = None,
+        template_options: dict[str, Any] | None = None,
         lora: LoRA | None = None,
         attn_implementation: str | None = None,
         gradient_checkpointing: bool = False,
@@ -53,12 +58,12 @@ class CausalPolicy(Policy):
         if lora is not None and reference_offload:
             raise UserError("policy.reference_offload has no use with lora: the reference is the policy itself with its adapter off.")
         self.path, self.temperature, self.chat_template = os.path.expandvars(path), temperature, chat_template
-        self.dtype: Literal["float32", "bfloat16"] = dtype
+        self.dtype: DType = dtype
+        self.template_options = template_options
         self.lora, self.attn_implementation, self.reference_offload = lora, attn_implementation, reference_offload
-        self.tokenizer = load_tokenizer(self.path)
-        if chat_template is not None:
-            self.tokenizer.chat_template = read_template(chat_template)
-        self.model = load_model(self.path, dtype, attn_implementation)
+        self.tokenizer = load_tokenizer(OWNER, self.path, chat_template)
+        check_options(OWNER, "template_options", self.tokenizer, template_options)
+        self.model = load_causal(OWNER, self.path, dtype, attn_implementation)
         self.model.train()  # from_pretrained gives eval mode, in which a configured dropout would do nothing
         accepted = inspect.signature(self.model.forward).parameters
         if "past_key_values" not in accepted:
@@ -66,7 +71,10 @@ class CausalPolicy(Policy):
         self._takes_positions = "position_ids" in accepted
         self._takes_keep = "logits_to_keep" in accepted
         self._vocabulary = self.model.get_input_embeddings().weight.shape[0]
+        self.bos_id = self.tokenizer.bos_token_id
         self.eos_ids = self._find_eos_ids()
+        added = self.tokenizer.added_tokens_decoder.items()
+        self.special_ids = frozenset(self.tokenizer.all_special_ids) | {i for i, token in added if token.special}
         self.pad_id = self._find_pad_id()
         self.context_length = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         if lora is not None:
@@ -92,19 +100,13 @@ class CausalPolicy(Policy):
     def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of a prompt; BOS once, no trailing EOS, never empty."""
         if isinstance(prompt.content, str):
-            tokens = list(self.tokenizer(prompt.content)["input_ids"])
-        elif self.tokenizer.chat_template is None:
-            raise UserError(
-                f"The prompt is a list of messages, but the tokenizer of {self.path!r} has no chat template. "
-                "Give `chat_template: FILE.jinja` to the policy, or plain-text prompts."
-            )
+            tokens = self._read(prompt.content)
+            if len(tokens) > 1 and tokens[-1] == self.tokenizer.eos_token_id:
+                tokens.pop()  # some tokenizers end every text with EOS
         else:
-            rendered = self.tokenizer.apply_chat_template(list(prompt.content), tokenize=False, add_generation_prompt=True)
+            rendered = render(OWNER, self.tokenizer, prompt.content, answer=True, options=self.template_options)
             tokens = list(self.tokenizer(rendered, add_special_tokens=False)["input_ids"])
-        if isinstance(prompt.content, str) and len(tokens) > 1 and tokens[-1] == self.tokenizer.eos_token_id:
-            tokens.pop()  # some tokenizers end every text with EOS
-        start = self.tokenizer.bos_token_id
-        return self._embedded(tokens or [min(self.eos_ids) if start is None else start])
+        return self._embedded(tokens or [min(self.eos_ids) if self.bos_id is None else self.bos_id])
 
     def encode_response(self, prompt: Prompt, text: str) -> list[int]:
         """Token ids of an answer, ended by EOS; tokenised together with a plain-text prompt where that leaves the prompt's
@@ -114,7 +116,7 @@ class CausalPolicy(Policy):
         tokens = list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
         if isinstance(prompt.content, str) and prompt.content:
             start = self.encode(prompt)
-            joint = list(self.tokenizer(prompt.content + text)["input_ids"])
+            joint = self._read(prompt.content + text)
             if joint[: len(start)] == start:
                 tokens = joint[len(start) :]
         while tokens[-1:] == [end]:  # in the text, or added by the tokenizer, or both
@@ -129,7 +131,9 @@ class CausalPolicy(Policy):
         """The policy with its adapter off or, where the whole model is trained, loaded again from ``path``."""
         if self.lora is not None:
             return AdapterOffReference(self)
-        copy = CausalPolicy(self.path, self.temperature, self.dtype, self.chat_template, attn_implementation=self.attn_implementation)
+        copy = CausalPolicy(
+            self.path, self.temperature, self.dtype, self.chat_template, self.template_options, attn_implementation=self.attn_implementation
+        )
         return FrozenReference(copy, offload=self.reference_offload)
 
     def save(self, folder: str) -> None:
@@ -137,10 +141,15 @@ class CausalPolicy(Policy):
         weights, in their dtype, of a copy loaded from ``path`` to the CPU."""
         model = self.model
         if self.lora is not None:
-            model = load_model(self.path, self.dtype)
+            model = load_causal(OWNER, self.path, self.dtype)
             merge_into(model, self.model)
         model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
+
+    def _read(self, text: str) -> list[int]:
+        """Token ids of a plain text. BOS once: data that were rendered for a model begin with the one that the tokenizer adds."""
+        tokens = list(self.tokenizer(text)["input_ids"])
+        return tokens[1:] if tokens[:2] == [self.bos_id, self.bos_id] else tokens
 
     def _logits(self, tokens: Tensor, mask: Tensor, keep: int, cache: DynamicCache | None = None) -> Tensor:
         """Logits of the last ``keep`` positions, ``[N, keep, V]``."""

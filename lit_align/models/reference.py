@@ -58,8 +58,8 @@ class AdapterOffPolicy(Policy):
     def __init__(self, policy: Policy) -> None:
         super().__init__()
         self._policy = policy
-        self.temperature, self.eos_ids = policy.temperature, policy.eos_ids
-        self.pad_id, self.context_length = policy.pad_id, policy.context_length
+        self.temperature, self.eos_ids, self.special_ids = policy.temperature, policy.eos_ids, policy.special_ids
+        self.bos_id, self.pad_id, self.context_length = policy.bos_id, policy.pad_id, policy.context_length
 
     @torch.no_grad()
     def forward(self, batch: AlignmentBatch | Rollouts) -> PolicyOutput:

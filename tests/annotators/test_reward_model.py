@@ -162,7 +162,7 @@ def test_no_model_is_said_to_be_none(tmp_path):
 
 def test_messages_need_a_template_which_a_file_can_give(tmp_path):
     path = write_reward_model(tmp_path / "model", tokenizer=make_tokenizer())
-    with pytest.raises(UserError, match=r"has no chat template\. Give `chat_template: FILE\.jinja`"):
+    with pytest.raises(UserError, match=r"has no chat template\. Set `chat_template: FILE\.jinja` of RewardModelAnnotator"):
         RewardModelAnnotator(path).annotate(rollouts(TEXTS, CHATS))
     (tmp_path / "chat.jinja").write_text(CHAT, encoding="utf-8")
     given = RewardModelAnnotator(path, chat_template=str(tmp_path / "chat.jinja")).annotate(rollouts(TEXTS, CHATS))

@@ -150,12 +150,12 @@ def test_a_temperature_that_divides_by_nothing_is_refused(tmp_path, temperature)
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(UserError, match=r"No policy at '.*gone': it is neither a folder here nor .*[\s\S]*The current folder is"):
+    with pytest.raises(UserError, match=r"policy: no model at '.*gone': it is neither a folder here nor .*[\s\S]*The current folder is"):
         CausalPolicy(str(tmp_path / "gone"))
 
 
 def test_a_folder_without_a_model_is_named(tmp_path):
-    with pytest.raises(UserError, match=r"No policy at .* a folder without a readable model\. Expected a folder with config\.json"):
+    with pytest.raises(UserError, match=r"policy: no model at .* a folder without a readable model\. Expected a folder with config\.json"):
         CausalPolicy(str(tmp_path))
 
 
