@@ -1,18 +1,54 @@
-"""Which prompts a run reads, and in which order."""
+"""Which prompts of an indexed source a run reads, and in which order; what becomes of the long ones."""
 
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Literal, final
 
 import torch
 
 from lit_align.data.loader import derived_seed
-from lit_align.types import EncodedPrompt, Policy, Prompt, PromptSource, UserError
+from lit_align.types import EncodedPrompt, IndexedPrompts, Policy, Prompt, UserError
 
 LongPrompts = Literal["drop", "truncate_left", "refuse"]
 """What becomes of a prompt that leaves no room for the response: left out and counted, cut at its beginning, or an error."""
+
+
+@final
+class PromptEncoder:
+    """Prompts as the policy reads them.
+
+    Args:
+        policy: its tokenizer decides how long they are.
+        max_tokens: longest prompt, in tokens; None is no limit.
+        long_prompts: what becomes of longer ones.
+
+    Raises:
+        UserError: if there is no room for any prompt.
+    """
+
+    def __init__(self, policy: Policy, max_tokens: int | None, long_prompts: LongPrompts) -> None:
+        self.policy, self.max_tokens = policy, max_tokens
+        self.long_prompts: LongPrompts = long_prompts
+        if max_tokens is not None and max_tokens < 1:
+            raise UserError(
+                f"No room for a prompt: {max_tokens} tokens are left of the context. Lower the sampler's `max_new_tokens` (for "
+                "demonstrations: `max_response_tokens`)."
+            )
+
+    def fits(self, prompt: Prompt) -> bool:
+        """Whether it is short enough, or will be made so."""
+        return self.max_tokens is None or self.long_prompts == "truncate_left" or self.length(prompt) <= self.max_tokens
+
+    def length(self, prompt: Prompt) -> int:
+        """Tokens of the whole prompt."""
+        return len(self.policy.encode(prompt))
+
+    def encoded(self, prompt: Prompt) -> EncodedPrompt:
+        """A prompt that fits, cut where it has to be."""
+        tokens = self.policy.encode(prompt)
+        return EncodedPrompt(prompt, tuple(tokens if self.max_tokens is None else tokens[-self.max_tokens :]))
 
 
 @final
@@ -21,23 +57,17 @@ class PromptPool:
 
     Args:
         source: where they come from.
-        policy: its tokenizer decides how long they are.
-        max_tokens: longest prompt, in tokens; None is no limit.
-        long_prompts: what becomes of longer ones.
+        policy, max_tokens, long_prompts: see :class:`PromptEncoder`.
         seed: of the order.
 
     Raises:
         UserError: if no prompt is left, or one is too long under ``refuse``.
     """
 
-    def __init__(self, source: PromptSource, policy: Policy, max_tokens: int | None, long_prompts: LongPrompts, seed: int) -> None:
-        self.source, self.policy, self.max_tokens, self.seed = source, policy, max_tokens, seed
-        if max_tokens is not None and max_tokens < 1:
-            raise UserError(
-                f"No room for a prompt: {max_tokens} tokens are left of the context. Lower the sampler's `max_new_tokens` (for "
-                "demonstrations: `max_response_tokens`)."
-            )
-        fits = [i for i in range(len(source)) if max_tokens is None or long_prompts == "truncate_left" or self._length(i) <= max_tokens]
+    def __init__(self, source: IndexedPrompts, policy: Policy, max_tokens: int | None, long_prompts: LongPrompts, seed: int) -> None:
+        self.source, self.seed = source, seed
+        self._encoder = PromptEncoder(policy, max_tokens, long_prompts)
+        fits = [i for i in range(len(source)) if self._encoder.fits(source[i])]
         self.dropped = len(source) - len(fits)
         self._rows = fits
         if self.dropped and long_prompts == "refuse":
@@ -64,28 +94,25 @@ class PromptPool:
         """Prompts number ``start`` to ``start + count`` of the endless reading; a repeated one is the next ``occurrence``."""
         turns = {turn: self._order(turn) for turn in range(start // len(self), (start + count - 1) // len(self) + 1)}
         rows = [turns[i // len(self)][i % len(self)] for i in range(start, start + count)]
-        return _numbered([self._encoded(self.source[row]) for row in rows])
+        return numbered([self._encoder.encoded(self.source[row]) for row in rows])
 
     def in_order(self) -> list[EncodedPrompt]:
         """Every prompt once, as the source has them: for evaluation."""
-        return _numbered([self._encoded(self.source[row]) for row in self._rows])
+        return numbered([self._encoder.encoded(self.source[row]) for row in self._rows])
 
     def _order(self, turn: int) -> list[int]:
         generator = torch.Generator().manual_seed(derived_seed(self.seed, "order", turn))
         return [self._rows[i] for i in torch.randperm(len(self), generator=generator).tolist()]
 
     def _length(self, row: int) -> int:
-        return len(self.policy.encode(self.source[row]))
-
-    def _encoded(self, prompt: Prompt) -> EncodedPrompt:
-        tokens = self.policy.encode(prompt)
-        return EncodedPrompt(prompt, tuple(tokens if self.max_tokens is None else tokens[-self.max_tokens :]))
+        return self._encoder.length(self.source[row])
 
 
-def _numbered(prompts: Sequence[EncodedPrompt]) -> list[EncodedPrompt]:
+def numbered(prompts: Iterable[EncodedPrompt]) -> list[EncodedPrompt]:
+    """The same prompts, each with the number of times that it came before among them."""
     seen: Counter[int] = Counter()
-    numbered = []
+    found = []
     for prompt in prompts:
-        numbered.append(replace(prompt, occurrence=seen[prompt.prompt.id]))
+        found.append(replace(prompt, occurrence=seen[prompt.prompt.id]))
         seen[prompt.prompt.id] += 1
-    return numbered
+    return found
