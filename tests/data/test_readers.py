@@ -53,7 +53,7 @@ SOURCES = {
     "indexed": lambda: ListPrompts(LETTERS),
     "stream": lambda: Stream(LETTERS),
     "shuffled stream": lambda: Stream(LETTERS, 4),
-    "mixture": lambda: MixedPrompts([ListPrompts(LETTERS), Stream(["aa", "bb", "cc"], 2)], {"list": 2, "stream": 1}),
+    "mixture": lambda: MixedPrompts([ListPrompts(LETTERS), Stream(["aa", "bb", "cc"], 2)], [2, 1]),
 }
 
 
@@ -195,13 +195,13 @@ def test_an_evaluation_reads_a_bounded_stream_once(read):
 # Mixtures
 
 
-def mixture(weights: dict[str, float], **kinds: list[str]) -> MixedPrompts:
-    return MixedPrompts([ListPrompts(rows, name=name) for name, rows in kinds.items()], weights)
+def mixture(*weights: float, **kinds: list[str]) -> MixedPrompts:
+    return MixedPrompts([ListPrompts(rows, name=name) for name, rows in kinds.items()], [*weights])
 
 
 @pytest.mark.parametrize(("x", "y", "size"), [(3, 1, 8), (3, 1, 3), (0.7, 0.3, 5), (1e-3, 1, 4), (1, 0, 3)])
 def test_a_mixture_keeps_its_shares(x, y, size, read):
-    reader = read(mixture({"x": x, "y": y}, x=LETTERS, y=LETTERS[:3]))
+    reader = read(mixture(x, y, x=LETTERS, y=LETTERS[:3]))
     share, counts = x / (x + y), Counter()
     for taken in range(size, 60 * size, size):
         counts.update(p.prompt.dataset for p in reader.take(size))
@@ -214,7 +214,7 @@ def test_a_mixture_keeps_its_shares(x, y, size, read):
 
 
 def test_each_source_has_its_own_order_and_is_read_again_when_it_ends(policy, read):
-    reader = read(mixture({"x": 1, "y": 1}, x=LETTERS, y=LETTERS))
+    reader = read(mixture(1, 1, x=LETTERS, y=LETTERS))
     taken = [p for _ in range(10) for p in reader.take(4)]  # two readings of each
     by = {name: [str(p.prompt.content) for p in taken if p.prompt.dataset == name] for name in "xy"}
     for said in by.values():
@@ -224,7 +224,7 @@ def test_each_source_has_its_own_order_and_is_read_again_when_it_ends(policy, re
 
 
 def test_a_small_source_comes_several_times_in_a_take(read):
-    taken = read(mixture({"x": 1, "y": 3}, x=LETTERS, y=["aa", "bb"])).take(8)
+    taken = read(mixture(1, 3, x=LETTERS, y=["aa", "bb"])).take(8)
     small = [p for p in taken if p.prompt.dataset == "y"]
     assert sorted((p.prompt.content, p.occurrence) for p in small) == [(t, i) for t in ("aa", "bb") for i in range(3)]
     for text in ("aa", "bb"):
@@ -234,36 +234,36 @@ def test_a_small_source_comes_several_times_in_a_take(read):
 
 def test_a_mixture_has_no_pattern(read):
     """Slices of a rollout go to ranks: none of them may be one dataset's by construction."""
-    reader = read(mixture({"x": 1, "y": 1}, x=LETTERS, y=LETTERS))
+    reader = read(mixture(1, 1, x=LETTERS, y=LETTERS))
     seen = ["".join(p.prompt.dataset for p in reader.take(4)) for _ in range(40)]
     assert {*seen} == {"".join(order) for order in itertools.permutations("xxyy")}
 
 
 def test_weights_may_change_between_runs(read):
     rows = {"x": LETTERS, "y": LETTERS}
-    before = read(mixture({"x": 1, "y": 1}, **rows))
+    before = read(mixture(1, 1, **rows))
     first = [p for _ in range(2) for p in before.take(5)]
-    after = read(mixture({"x": 1, "y": 4, "z": 5}, **rows, z=["aa"]))
+    after = read(mixture(1, 4, 5, **rows, z=["aa"]))
     after.load_state_dict(before.state_dict())
     then = after.take(20)
     assert 1 <= Counter(p.prompt.dataset for p in then)["x"] <= 3, "new shares at once, nothing made up for"
     for name in "xy":
         times = Counter(p.prompt.id for p in [*first, *then] if p.prompt.dataset == name)
         assert max(times.values()) - (min(times.values()) if len(times) == 10 else 0) == 1, "each goes on in its own reading"
-    without = read(mixture({"x": 1}, x=LETTERS))
+    without = read(mixture(1, x=LETTERS))
     without.load_state_dict(after.state_dict())
     assert len(without.take(3)) == 3
 
 
 @pytest.mark.filterwarnings("ignore:1 of 2 prompts")
 def test_a_mixture_in_order_is_every_prompt_whatever_its_weight(read):
-    reader = read(mixture({"x": 1, "y": 0}, x=["b", "a"], y=["abc", "j"]), limit=2)
+    reader = read(mixture(1, 0, x=["b", "a"], y=["abc", "j"]), limit=2)
     found = [(p.prompt.dataset, p.prompt.content) for p in reader.in_order()]
     assert found == [("x", "b"), ("x", "a"), ("y", "j")]
 
 
 def test_metrics_and_summary_name_the_source(read):
-    reader = read(MixedPrompts([ListPrompts(LETTERS), Stream(LETTERS, 4)], {"list": 3, "stream": 1}))
+    reader = read(MixedPrompts([ListPrompts(LETTERS), Stream(LETTERS, 4)], [3, 1]))
     reader.take(40)
     assert reader.metrics() == {"prompts/dropped/stream": 0, "prompts/readings/stream": 0}
     assert "list, 75.0% of a rollout: 10 of 10; 0.0% are too long" in reader.summary()

@@ -25,7 +25,7 @@ def stream(folder: Path, **options: Any) -> JsonlStream:
 def mixture(folder: Path, rare: float = 0.2) -> MixedPrompts:
     """Two of three prompts from a stream; "rare" comes once in five."""
     sources = [stream(folder, shuffle_buffer=5), ListPrompts(["ab", "ba"], name="pairs"), ListPrompts(["hi", "hig"], name="rare")]
-    return MixedPrompts([*sources], {"letters": 2, "pairs": 1, "rare": rare})
+    return MixedPrompts([*sources], [2, 1, rare])
 
 
 SOURCES = {"stream": lambda folder: stream(folder), "shuffled": lambda folder: stream(folder, shuffle_buffer=3), "mixture": mixture}
@@ -122,7 +122,7 @@ def test_one_dataset_has_no_metric_of_its_own(tiny: str, root: Path) -> None:
 
 
 def held_out() -> MixedPrompts:
-    return MixedPrompts([ListPrompts(PROMPTS[:4], name="one"), ListPrompts(PROMPTS[4:5], name="two")], {"one": 0, "two": 1})
+    return MixedPrompts([ListPrompts(PROMPTS[:4], name="one"), ListPrompts(PROMPTS[4:5], name="two")], [0, 1])
 
 
 def test_held_out_rewards_of_every_dataset(tiny: str, root: Path) -> None:
@@ -159,9 +159,7 @@ def test_demonstrations_are_mixed_and_streamed_too(tiny: str, root: Path) -> Non
         (root / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     (root / "template.jinja").write_text("{% for message in messages %}{{ message.content }} {% endfor %}", encoding="utf-8")
     sources: list[PromptSource] = [JsonlStream(str(root / f"{name}.jsonl"), reference_field="messages") for name in names]
-    data = DemonstrationDataModule(
-        MixedPrompts(sources, {"aa": 3, "bb": 1}), prompts_per_rollout=8, micro_batch_prompts=4, max_response_tokens=8
-    )
+    data = DemonstrationDataModule(MixedPrompts(sources, [3, 1]), prompts_per_rollout=8, micro_batch_prompts=4, max_response_tokens=8)
     policy = CausalPolicy(tiny, chat_template=str(root / "template.jinja"))
     result = fit(root / "run", tiny, module=SFT(policy, optimizer=adamw()), data=data, trainer={"max_epochs": 1})
     assert result.trainer.global_step == 2

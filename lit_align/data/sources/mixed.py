@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from itertools import chain
 from typing import final
 
-from lit_align.data.columns import shown
 from lit_align.types import Prompt, PromptSource, UserError
 
 RESERVED = {"mean", "std"}
@@ -23,14 +22,14 @@ class MixedPrompts(PromptSource):
 
     Args:
         sources: each with a name of its own (a file's is the file's name; ``name`` of a source gives it another).
-        weights: of every source, by its name, in any unit; equal if None. They may be changed when a run is resumed.
+        weights: of every source, in the order of ``sources`` and any unit; equal if None. They may be changed when a run is resumed.
 
     Raises:
         UserError: if there is no source, a name is missing, taken twice or by a metric, or the weights are not one finite number
-            of at least 0 for every name, with one above 0.
+            of at least 0 for every source, with one above 0.
     """
 
-    def __init__(self, sources: list[PromptSource], weights: dict[str, float] | None = None) -> None:
+    def __init__(self, sources: list[PromptSource], weights: list[float] | None = None) -> None:
         names = [source.name for source in sources]
         twice = [name for name, count in Counter(names).items() if count > 1 or not name]
         if not sources or twice:
@@ -42,15 +41,14 @@ class MixedPrompts(PromptSource):
             raise UserError(f"MixedPrompts: {names} has a name of a metric, reward/mean or reward/std. Set another `name` of that source.")
         if any(isinstance(source, MixedPrompts) for source in sources):
             raise UserError("MixedPrompts: expected sources that are no mixtures. List the sources of the inner one in the outer one.")
-        weights = dict.fromkeys(names, 1.0) if weights is None else weights
-        if weights.keys() != set(names) or not all(math.isfinite(w) and w >= 0 for w in weights.values()) or not any(weights.values()):
+        weights = [1.0] * len(names) if weights is None else weights
+        if len(weights) != len(names) or not all(math.isfinite(weight) and weight >= 0 for weight in weights) or not any(weights):
             raise UserError(
-                f"MixedPrompts: expected one weight of at least 0 for each of {', '.join(map(repr, names))}, and one above 0, got "
-                f"{shown(weights)}. Correct `weights`."
+                f"MixedPrompts: expected {len(names)} weights of at least 0, for {', '.join(map(repr, names))}, and one above 0, got "
+                f"{weights}. Correct `weights`."
             )
         self.sources = dict(zip(names, sources, strict=True))
-        total = sum(weights.values())
-        self.shares = {name: weights[name] / total for name in names}
+        self.shares = {name: weight / sum(weights) for name, weight in zip(names, weights, strict=True)}
         self.name = "+".join(names)
 
     def __iter__(self) -> Iterator[Prompt]:
