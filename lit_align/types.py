@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, NotRequired, Protocol, Self, TypedDict
+from typing import Any, NotRequired, Protocol, Self, TypedDict, final
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -76,13 +76,14 @@ class Prompt:
     """One thing to answer: plain text, or chat messages that the tokenizer's template will join.
 
     ``id`` is a hash of (dataset name, row number in its source before any filter): it keys the sampling noise and the labels,
-    so equal row numbers of two datasets share neither.
+    so equal row numbers of two datasets share neither. ``dataset`` is that name where a run mixes several, else empty.
     """
 
     id: int
     content: str | tuple[Message, ...]
     reference: str | None = None
     meta: Mapping[str, Any] = field(default_factory=dict)
+    dataset: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,15 +210,16 @@ class PolicyOutput(TensorRecord):
 
 @dataclass(frozen=True, slots=True)
 class Samples:
-    """Held-out responses and, where there is an annotator for them, its scores."""
+    """Held-out responses and, where there is an annotator for them, its scores; ``datasets`` names those to report one by one."""
 
     rollouts: Rollouts
     annotation: Annotation | None
+    datasets: tuple[str, ...] = ()
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Samples":
         """The same samples on ``device``."""
         annotation = self.annotation and self.annotation.to(device, non_blocking)
-        return Samples(self.rollouts.to(device, non_blocking), annotation)
+        return replace(self, rollouts=self.rollouts.to(device, non_blocking), annotation=annotation)
 
 
 class StepOutput(TypedDict):
@@ -244,7 +246,20 @@ class Needs:
 
 
 class PromptSource(ABC):
-    """An ordered, sized collection of prompts."""
+    """Where prompts come from: `IndexedPrompts`, a `PromptStream`, or a mixture of such.
+
+    ``name`` is the dataset's: half of every prompt's id, so that two sources of one run need two.
+    """
+
+    name: str = ""
+
+    @abstractmethod
+    def __iter__(self) -> Iterator[Prompt]:
+        """Every prompt once, in the source's order."""
+
+
+class IndexedPrompts(PromptSource):
+    """An ordered, sized collection of prompts, read through one permutation after another."""
 
     @abstractmethod
     def __len__(self) -> int:
@@ -253,6 +268,31 @@ class PromptSource(ABC):
     @abstractmethod
     def __getitem__(self, index: int) -> Prompt:
         """Prompt number ``index``."""
+
+    @final
+    def __iter__(self) -> Iterator[Prompt]:
+        """Every prompt once, in order."""
+        return (self[index] for index in range(len(self)))
+
+
+class PromptStream(PromptSource):
+    """Prompts that can only be read from the first one on, of a number that nobody knows.
+
+    They come in blocks of ``shuffle_buffer`` prompts, each shuffled before it is given out; 0 leaves them in order.
+    ``max_prompts`` is where a reading ends, None at the end of the source.
+    """
+
+    shuffle_buffer: int = 0
+    max_prompts: int | None = None
+
+    @abstractmethod
+    def read(self, start: int = 0) -> Iterator[Prompt]:
+        """One reading from prompt number ``start`` on."""
+
+    @final
+    def __iter__(self) -> Iterator[Prompt]:
+        """One reading."""
+        return self.read()
 
 
 class Annotator(ABC):

@@ -220,4 +220,6 @@ class AlignmentModule(LightningModule, ABC):
             metrics = {"loss": (losses, counted(losses, batch))}
         for name, (values, which) in metrics.items():  # on every rank, also where nothing counts
             size = int(which.sum())
-            self.log(f"{stage}/{name}", values.where(which, 0.0).sum() / max(size, 1), sync_dist=True, on_epoch=True, batch_size=size)
+            mean = values.where(which, 0.0).sum() / max(size, 1)
+            # Lightning averages the sizes of the ranks to an integer: only a multiple of their number is not rounded.
+            self.log(f"{stage}/{name}", mean, sync_dist=True, on_epoch=True, batch_size=size * self.trainer.world_size)

@@ -9,14 +9,21 @@ from lit_align.types import AlignmentBatch, Annotation, Rollouts, Samples
 
 
 def sample_metrics(samples: Samples) -> dict[str, tuple[Tensor, Tensor]]:
-    """Quantity of every response ``[B, K]``, and for which of them it counts; reward only where there is an annotator."""
+    """Quantity of every response ``[B, K]``, and for which of them it counts; reward only where there is an annotator, and of every
+    dataset where there are several."""
     rollouts, annotation = samples.rollouts, samples.annotation
     everything = torch.ones_like(rollouts.finished)
     metrics = {
         "response_length": (rollouts.response_mask.sum(-1).float(), everything),
         "finished": (rollouts.finished.float(), everything),
     }
-    return metrics if annotation is None else metrics | {"reward": (annotation.scores, annotation.valid)}
+    if annotation is None:
+        return metrics
+    metrics["reward"] = annotation.scores, annotation.valid
+    for name in samples.datasets:
+        of_it = torch.tensor([[prompt.dataset == name] for prompt in rollouts.prompts], device=annotation.valid.device)
+        metrics[f"reward/{name}"] = annotation.scores, annotation.valid & of_it
+    return metrics
 
 
 def unlabelled_batch(rollouts: Rollouts) -> AlignmentBatch:

@@ -97,8 +97,7 @@ def _forecast(cli: AlignmentCLI) -> list[str]:
     data, planned = cli.datamodule, cli.planned
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it has been said
-        pool = data.pool_of(data.prompts, data.response_room)
-    lines = [f"Prompts: {len(pool)} of {len(data.prompts)}; {pool.dropped / len(data.prompts):.1%} are too long and dropped."]
+        lines = [f"Prompts: {data.pool_of(data.prompts, data.response_room).summary()}"]
     per_rollout = planned["prompts_per_rollout"] * planned.get("responses_per_prompt", 0)
     if not per_rollout:
         return [*lines, "Labels: none, this algorithm samples nothing."]

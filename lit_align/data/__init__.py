@@ -3,14 +3,17 @@
 from lit_align.data.base import AlignmentDataModule
 from lit_align.data.demonstrations import DemonstrationDataModule
 from lit_align.data.online import OnlineDataModule
-from lit_align.data.sources import DatasetPrompts, JsonlPrompts, ListPrompts, ParquetPrompts
+from lit_align.data.sources import DatasetPrompts, DatasetStream, JsonlPrompts, JsonlStream, ListPrompts, MixedPrompts, ParquetPrompts
 
 __all__ = [
     "AlignmentDataModule",
     "DatasetPrompts",
+    "DatasetStream",
     "DemonstrationDataModule",
     "JsonlPrompts",
+    "JsonlStream",
     "ListPrompts",
+    "MixedPrompts",
     "OnlineDataModule",
     "ParquetPrompts",
 ]

@@ -11,7 +11,9 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from lit_align.data.loader import LazyLoader, MicroBatch, RolloutLoader, derived_seed, schedule
-from lit_align.data.pool import LongPrompts, PromptPool
+from lit_align.data.pool import LongPrompts, PromptEncoder
+from lit_align.data.readers import PromptReader, reader_of
+from lit_align.data.sources.mixed import MixedPrompts
 from lit_align.functional.distributed import global_sum
 from lit_align.types import Aligner, AlignmentBatch, EncodedPrompt, Needs, PromptSource, RolloutCallback, UserError
 
@@ -53,6 +55,7 @@ class AlignmentDataModule(LightningDataModule, ABC):
         self._rollout: int | None = None
         self._batch: AlignmentBatch | None = None  # this rank's prepared rows of rollout number _rollout
         self._ranks: list[dict[str, Tensor]] = []  # every rank's, for the checkpoint
+        self._place: dict[str, Any] = {}  # of the reader, behind that rollout
 
     @abstractmethod
     def make_rollout(self, number: int, prompts: list[EncodedPrompt]) -> AlignmentBatch:
@@ -77,11 +80,14 @@ class AlignmentDataModule(LightningDataModule, ABC):
         """Refuse what can't be right, naming the setting to change; then read the prompts."""
         if stage == "fit":
             self._check_trainer()
-            self._pool = self.pool_of(self.prompts, self.response_room)
+            self._reader = self.pool_of(self.prompts, self.response_room)
+            if self._trainer.current_epoch and self._place:
+                self._reader.load_state_dict(self._place)  # the same Trainer goes on
             self._rollout, self._batch, self._ranks = None, None, []  # of an earlier fit: another policy's
             if self.eval_prompts is None:
                 self._trainer.limit_val_batches = 0  # Lightning warns of an empty loader
-        self._eval_pool = self.pool_of(self.eval_prompts, self.response_room) if self.eval_prompts is not None else None
+        held_out = self.eval_prompts
+        self._held_out = None if held_out is None else self.pool_of(held_out, self.response_room).in_order()
         self.on_setup(stage)
 
     def on_setup(self, stage: str) -> None:
@@ -92,8 +98,15 @@ class AlignmentDataModule(LightningDataModule, ABC):
         """One epoch: the rollout that a checkpoint brought if it is this epoch's, else a new one."""
         number = self._trainer.current_epoch
         if self._batch is None or self._rollout != number:
-            self._batch = self.make_rollout(number, self._rank_prompts(number))
+            self._batch = self.make_rollout(number, self._rank_prompts())
             self._rollout, self._ranks = number, _gathered({name: tensor for name, tensor, _ in self._batch.tensors()})
+            self._place = self._reader.state_dict()
+        rows = len(self._batch.scores) * self._trainer.world_size
+        if rows != self.prompts_per_rollout:
+            raise UserError(
+                f"The checkpoint was written inside a rollout of {rows} prompts, but prompts_per_rollout is "
+                f"{self.prompts_per_rollout}. Set it to {rows}, or resume from a checkpoint of a rollout's end."
+            )
         return self._loader(number, self._batch)
 
     def _loader(self, number: int, batch: AlignmentBatch) -> RolloutLoader:
@@ -128,12 +141,12 @@ class AlignmentDataModule(LightningDataModule, ABC):
 
     @final
     def state_dict(self) -> dict[str, Any]:
-        """Every rank's prepared rows; tensors, ints, lists and dicts only, and no collective."""
-        return {} if self._rollout is None else {"rollout": self._rollout, "ranks": self._ranks}
+        """Every rank's prepared rows and the place behind them; tensors, numbers, lists and dicts only, and no collective."""
+        return {} if self._rollout is None else {"rollout": self._rollout, "ranks": self._ranks, "place": self._place}
 
     @final
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take this rank's rows back, to train on: an evaluation of the checkpoint has no use for them."""
+        """Take this rank's rows back, to train on, and read on behind them: an evaluation of the checkpoint has no use for them."""
         if not state_dict or self._trainer.state.fn != TrainerFn.FITTING:
             return
         if len(state_dict["ranks"]) != self._trainer.world_size:
@@ -141,7 +154,8 @@ class AlignmentDataModule(LightningDataModule, ABC):
                 f"The checkpoint holds a rollout of {len(state_dict['ranks'])} processes, this run has {self._trainer.world_size}. "
                 "Resume with as many, or start a new run from the exported policy."
             )
-        self._rollout, self._ranks = state_dict["rollout"], state_dict["ranks"]
+        self._rollout, self._ranks, self._place = state_dict["rollout"], state_dict["ranks"], state_dict["place"]
+        self._reader.load_state_dict(self._place)
         self._batch = AlignmentBatch(**self._ranks[self._trainer.global_rank])
 
     @property
@@ -178,30 +192,31 @@ class AlignmentDataModule(LightningDataModule, ABC):
         """Prompts of one optimizer step on one rank."""
         return self.micro_batch_prompts * self._trainer.accumulate_grad_batches
 
-    def _rank_prompts(self, number: int) -> list[EncodedPrompt]:
+    def _rank_prompts(self) -> list[EncodedPrompt]:
         """This rank's slice of every optimizer step, whatever the number of ranks."""
-        everyone = self._pool.take(number * self.prompts_per_rollout, self.prompts_per_rollout)
+        everyone = self._reader.take(self.prompts_per_rollout)
+        self.aligner.log_rollout(self._reader.metrics())
         rank, world = self._trainer.global_rank, self._trainer.world_size
         return [prompt for i, prompt in enumerate(everyone) if i // self._step_rows % world == rank]
 
     @final
-    def pool_of(self, source: PromptSource, response_room: int) -> PromptPool:
+    def pool_of(self, source: PromptSource, response_room: int) -> PromptReader:
         """The prompts of ``source`` that leave ``response_room`` tokens of the context, by this module's rule for longer ones."""
         context, limit = self.aligner.policy.context_length, self.max_prompt_tokens
         if context is not None:
             room = context - response_room
             limit = room if limit is None else min(limit, room)
-        return PromptPool(source, self.aligner.policy, limit, self.long_prompts, self.seed)
+        return reader_of(source, PromptEncoder(self.aligner.policy, limit, self.long_prompts), self.seed)
 
     def _evaluation_loader(self) -> LazyLoader:
         rank, world = self._trainer.global_rank, self._trainer.world_size
-        if self._eval_pool is None:
+        if self._held_out is None:
             raise UserError("There are no held-out prompts: set `eval_prompts` of the data module.")
-        if len(self._eval_pool) < world:
-            raise UserError(f"eval_prompts should be at least as many as there are processes, {world}, got {len(self._eval_pool)}.")
-        mine = self._eval_pool.in_order()[rank::world]
+        if len(self._held_out) < world:
+            raise UserError(f"eval_prompts should be at least as many as there are processes, {world}, got {len(self._held_out)}.")
+        mine = self._held_out[rank::world]
         count = math.ceil(
-            len(self._eval_pool) // world / self.evaluation_chunk
+            len(self._held_out) // world / self.evaluation_chunk
         )  # as many on every rank: sharded policies need all of them in every forward
         return LazyLoader([mine[i * len(mine) // count : (i + 1) * len(mine) // count] for i in range(count)], self.evaluation_batch)
 
@@ -224,6 +239,11 @@ class AlignmentDataModule(LightningDataModule, ABC):
                 f"rollout of {self.prompts_per_rollout} prompts makes {self.inner_epochs * self.prompts_per_rollout // step} optimizer "
                 f"steps. Set inner_epochs to 1 and prompts_per_rollout to {step}, or raise accumulate_grad_batches."
             )
+
+
+def datasets_of(source: PromptSource | None) -> tuple[str, ...]:
+    """Names of the datasets that a source mixes; none if it is only one."""
+    return tuple(source.sources) if isinstance(source, MixedPrompts) else ()
 
 
 def _gathered(mine: dict[str, Tensor]) -> list[dict[str, Tensor]]:

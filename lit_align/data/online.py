@@ -6,7 +6,7 @@ from typing import final
 
 import torch
 
-from lit_align.data.base import AlignmentDataModule
+from lit_align.data.base import AlignmentDataModule, datasets_of
 from lit_align.data.collate import join
 from lit_align.data.journal import LabelJournal
 from lit_align.data.pool import LongPrompts
@@ -123,7 +123,8 @@ class OnlineDataModule(AlignmentDataModule):
         policy = self.aligner.policy
         with self._trainer.precision_plugin.forward_context(), policy.inference():
             rollouts = self.eval_sampler.sample(policy, prompts, self.eval_responses_per_prompt, Stream(self.seed, "eval", 0))
-        return Samples(rollouts, self.eval_annotator.annotate(rollouts) if self.eval_annotator is not None else None)
+        annotation = self.eval_annotator.annotate(rollouts) if self.eval_annotator is not None else None
+        return Samples(rollouts, annotation, datasets_of(self.eval_prompts))
 
     @property
     def evaluation_chunk(self) -> int:
@@ -174,3 +175,7 @@ class OnlineDataModule(AlignmentDataModule):
         if annotation.mass is not None:
             known = annotation.mass.isfinite()
             self.aligner.log_rollout({"labels/option_mass": global_mean(annotation.mass.where(known, 0.0), known)})
+        for name in datasets_of(self.prompts):
+            of_it = valid & torch.tensor([[prompt.dataset == name] for prompt in rollouts.prompts], device=valid.device)
+            if global_sum(of_it.sum()):  # the same everywhere: what nobody scored is left out
+                self.aligner.log_rollout({f"reward/{name}": global_mean(annotation.scores, of_it)})

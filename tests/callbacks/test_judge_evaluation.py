@@ -17,7 +17,7 @@ from lit_align.data.pool import PromptPool
 from lit_align.evaluation.win_rate import win_rate
 from lit_align.generation import CacheSampler
 from lit_align.models import CausalPolicy
-from lit_align.types import Annotation, Annotator, Prompt, PromptSource, Rollouts, Stream, UserError
+from lit_align.types import Annotation, Annotator, IndexedPrompts, Prompt, Rollouts, Stream, UserError
 from tests.callbacks.doubles import fit, make_rollout
 from tests.tiny import PROMPTS, adamw, make_dar, make_data, vowels
 
@@ -217,7 +217,7 @@ def test_a_judge_that_says_nothing_gives_no_win_rate(root, model):
 
 
 @final
-class Demonstrations(PromptSource):
+class Demonstrations(IndexedPrompts):
     def __len__(self) -> int:
         return 4
 

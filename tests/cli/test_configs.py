@@ -21,12 +21,12 @@ from benchmarks.stories import Gold, Proxy
 from lit_align.algorithms import DAR, SFT, BatchStd, ClippedWeights, GroupWeights, ReferenceStd, group_centred, leave_one_out
 from lit_align.annotators import FunctionAnnotator
 from lit_align.cli.trainer import AlignmentCLI, run_trainer
-from lit_align.data import DemonstrationDataModule, JsonlPrompts, OnlineDataModule
+from lit_align.data import DatasetStream, DemonstrationDataModule, JsonlPrompts, MixedPrompts, OnlineDataModule
 from lit_align.generation import CacheSampler
 from lit_align.models import CausalPolicy, LoRA
 from lit_align.quickstart.rules import gold_score, proxy_score
 from lit_align.quickstart.world import write_world
-from tests.tiny import write_prompts, write_tiny
+from tests.tiny import PROMPTS, write_prompts, write_tiny
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 FILES = sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob("*.y*ml"))
@@ -50,6 +50,8 @@ RULES: dict[str, tuple[str, ...]] = {
 # Where the files look for prompts; models, worlds and the lexicon are written beside them.
 PROMPT_FILES = (
     "prompts.jsonl",
+    "more_prompts.jsonl",
+    "prompts/train.jsonl",
     "eval_prompts.jsonl",
     "runs/stories-world/prompts.jsonl",
     "runs/stories-world/eval_prompts.jsonl",
@@ -284,6 +286,15 @@ def test_files_of_local_data() -> None:
     assert isinstance(data.annotator, FunctionAnnotator)
     assert data.annotator.function.__module__ == "my_annotator"
     assert data.sampler.max_new_tokens == 128
+
+
+def test_files_of_several_datasets_and_of_a_stream() -> None:
+    mixed = build_composed("data/mixed.yaml").datamodule.prompts
+    assert isinstance(mixed, MixedPrompts)
+    assert mixed.shares == {"prompts": 0.75, "more_prompts": 0.25}
+    streamed = build_composed("data/streaming.yaml").datamodule.prompts
+    assert isinstance(streamed, DatasetStream)
+    assert (streamed.shuffle_buffer, next(iter(streamed)).content) == (1000, PROMPTS[0])
 
 
 def test_the_callbacks_file_shows_a_run() -> None:

@@ -11,7 +11,7 @@ from lit_align.algorithms import SFT
 from lit_align.data import DemonstrationDataModule, ListPrompts
 from lit_align.generation import CacheSampler
 from lit_align.models import CausalPolicy
-from lit_align.types import AlignmentBatch, EncodedPrompt, Prompt, PromptSource, Stream, UserError
+from lit_align.types import AlignmentBatch, EncodedPrompt, IndexedPrompts, Prompt, PromptSource, Stream, UserError
 from tests.models.batches import plain_logps
 from tests.tiny import adamw, make_trainer, write_tiny
 
@@ -20,7 +20,7 @@ PAIRS = [("a", "bc"), ("def", ""), ("hi", "abcdef"), ("jj j", "abcd")]
 
 
 @final
-class Pairs(PromptSource):
+class Pairs(IndexedPrompts):
     """Prompts and their answers."""
 
     def __init__(self, pairs: list[tuple[str, str]], first: int = 50) -> None:

@@ -7,7 +7,16 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from lit_align.data.sources import DatasetPrompts, JsonlPrompts, ListPrompts, ParquetPrompts, prompt_id
+from lit_align.data.sources import (
+    DatasetPrompts,
+    DatasetStream,
+    JsonlPrompts,
+    JsonlStream,
+    ListPrompts,
+    MixedPrompts,
+    ParquetPrompts,
+    prompt_id,
+)
 from lit_align.types import UserError
 
 USER = {"role": "user", "content": "Hi."}
@@ -38,7 +47,7 @@ def parquet_file(folder, rows, name="poems.parquet"):
 
 
 def dataset_folder(folder, rows, name="poems"):
-    (folder / name).mkdir()
+    (folder / name).mkdir(exist_ok=True)
     jsonl(folder / name, rows, "train.jsonl")
     return str(folder / name)
 
@@ -104,8 +113,15 @@ def test_messages_that_are_null_leave_the_prompt(make):
     assert [p.content for p in make([{"prompt": "A", "messages": None}, {"prompt": "B", "messages": [USER]}])] == ["A", (USER,)]
 
 
-def test_messages_field_null_never_looks_there(make):
-    assert make([{"prompt": "Hi.", "messages": [USER, ASSISTANT]}], messages_field=None)[0].content == "Hi."
+def test_a_field_that_is_named_is_the_only_one_that_is_looked_at(make):
+    rows = [{"prompt": "Hi.", "messages": [USER, ASSISTANT], "instruction": "Ho."}]
+    assert make(rows)[0].content == (USER,)
+    assert make(rows, prompt_field="prompt")[0].content == "Hi."
+    assert make(rows, prompt_field="instruction")[0].content == "Ho."
+    with fails("row 0", "expected a text in 'question', but found 'prompt', 'messages', 'instruction'", "prompt_field or messages_field"):
+        make(rows, prompt_field="question")
+    with fails("row 0", "expected a text in 'question' or a list of messages in 'chat'"):
+        make(rows, prompt_field="question", messages_field="chat")
 
 
 def test_a_prompt_may_itself_be_a_conversation(make):
@@ -249,9 +265,26 @@ def test_message_of_the_wrong_type(message, folder):
         JsonlPrompts(jsonl(folder, [{"messages": [USER, message]}]))
 
 
-def test_conversation_that_is_already_answered(make):
-    with fails("row 0", "field 'messages'", "the assistant's", "messages_field to null"):
-        make([{"messages": [USER, ASSISTANT]}])
+@pytest.mark.parametrize("options", [{}, {"messages_field": "messages"}])
+def test_an_answered_conversation_is_prompt_and_answer(options, make):
+    rows = [{"messages": [SYSTEM, USER, ASSISTANT, USER, ASSISTANT], "level": 1}]
+    (prompt,) = make(rows, **options)
+    assert prompt.content == (SYSTEM, USER, ASSISTANT, USER)
+    assert prompt.reference is None
+    assert prompt.meta == rows[0], "a column that holds more than the prompt is kept"
+    (asked,) = make(rows, reference_field="messages", **options)
+    assert (asked.content, asked.reference, asked.meta) == (prompt.content, "Hello.", {"level": 1})
+
+
+def test_prompt_that_is_already_answered(make):
+    with fails("row 0", "field 'prompt'", "the assistant's", "messages_field to 'prompt'"):
+        make([{"prompt": [USER, ASSISTANT]}])
+
+
+def test_texts_become_messages_where_it_is_asked_for(make):
+    rows = [{"prompt": "Hi."}, {"prompt": "\n\nHuman: Hi.\n\nAssistant: Hello.\n\nHuman: Ho.\n\nAssistant:"}]
+    assert [p.content for p in make(rows)] == [row["prompt"] for row in rows]
+    assert [p.content for p in make(rows, chat=True)] == [(USER,), (USER, ASSISTANT, {"role": "user", "content": "Ho."})]
 
 
 def test_reference_of_the_wrong_type_or_name(make):
@@ -289,3 +322,101 @@ def test_list_without_texts():
         ListPrompts([])
     with fails("ListPrompts, prompt 1", "expected a text", "3 (int)"):
         ListPrompts(["a", 3])  # pyright: ignore[reportArgumentType]
+
+
+# Streams
+
+STREAMS = {
+    "jsonl": lambda folder, rows, **options: JsonlStream(jsonl(folder, rows), **options),
+    "jsonl folder": lambda folder, rows, **options: DatasetStream(dataset_folder(folder, rows), **options),
+    "parquet folder": lambda folder, rows, **options: DatasetStream(parquet_folder(folder, rows), **options),
+}
+
+
+def parquet_folder(folder, rows):
+    (folder / "poems").mkdir()
+    parquet_file(folder / "poems", rows, "train.parquet")
+    return str(folder / "poems")
+
+
+@pytest.fixture(params=STREAMS)
+def stream(request, folder, quiet_datasets):
+    """A stream of each kind, of the same rows."""
+    return lambda rows, **options: STREAMS[request.param](folder, rows, **options)
+
+
+def test_a_stream_has_the_prompts_of_the_file(stream, tmp_path):
+    options = {"reference_field": "answer", "name": "poems"}
+    expected = list(JsonlPrompts(jsonl(tmp_path, ROWS, "same.jsonl"), **options))
+    source = stream(ROWS, **options)
+    assert list(source) == list(source) == expected, "every reading begins anew"
+    assert [list(source.read(start)) for start in range(5)] == [expected[start:] for start in range(5)]
+
+
+def test_max_prompts_ends_a_reading_of_a_stream(stream):
+    source = stream(ROWS, max_prompts=2)
+    assert [[p.content for p in source.read(start)] for start in range(4)] == [["One", "Two"], ["Two"], [], []]
+
+
+def test_a_stream_and_the_file_have_the_same_ids_by_default(folder, quiet_datasets):
+    rows = ["", *ROWS]
+    assert [p.id for p in JsonlStream(jsonl(folder, rows))] == [p.id for p in JsonlPrompts("poems.jsonl")]
+    path = dataset_folder(folder, ROWS)
+    assert [p.id for p in DatasetStream(path)] == [p.id for p in DatasetPrompts(path)]
+
+
+def test_a_stream_is_opened_before_the_run_and_read_during_it(folder):
+    with fails("row 0", "found 'text'"):
+        JsonlStream(jsonl(folder, [{"text": "a"}]))
+    with fails("poems.jsonl", "at least one prompt", "empty"):
+        JsonlStream(jsonl(folder, [""]))
+    source = JsonlStream(jsonl(folder, [ROWS[0], "no json"]))
+    with fails("poems.jsonl, line 2"):
+        list(source)
+    with fails("max_prompts", "got 0"):
+        JsonlStream("poems.jsonl", max_prompts=0)
+
+
+# Mixtures
+
+
+def lists(*names):
+    return [ListPrompts([f"{name}{row}" for row in range(2)], name=name) for name in names]
+
+
+def test_a_mixture_is_all_of_its_sources():
+    mixture = MixedPrompts([*lists("a", "b")], [1, 3])
+    assert [p.content for p in mixture] == ["a0", "a1", "b0", "b1"]
+    assert (list(mixture.sources), mixture.shares) == (["a", "b"], {"a": 0.25, "b": 0.75})
+    assert MixedPrompts([*lists("a", "b")]).shares == {"a": 0.5, "b": 0.5}
+
+
+@pytest.mark.parametrize("names", [[], ["a", "a"], ["a", ""]])
+def test_names_of_a_mixture(names):
+    with fails("MixedPrompts", "different names", ", ".join(map(repr, names)) or "none", "`name`"):
+        MixedPrompts([*lists(*names)])
+
+
+def test_two_files_of_one_name_need_another(folder):
+    (folder / "elsewhere").mkdir()
+    files = jsonl(folder, ROWS), jsonl(folder / "elsewhere", ROWS)
+    with fails("'poems', 'poems'"):
+        MixedPrompts([JsonlPrompts(file) for file in files])
+    ids = [p.id for p in MixedPrompts([JsonlPrompts(files[0]), JsonlPrompts(files[1], name="more")])]
+    assert len(set(ids)) == 6, "equal row numbers, other prompts"
+
+
+def test_a_dataset_may_not_be_called_as_a_metric():
+    with fails("reward/mean"):
+        MixedPrompts([*lists("a", "mean")])
+
+
+def test_a_mixture_of_mixtures():
+    with fails("no mixtures"):
+        MixedPrompts([MixedPrompts([*lists("a")]), *lists("b")])
+
+
+@pytest.mark.parametrize("weights", [[1], [1, 1, 1], [-1, 2], [0, 0], [float("inf"), 1]])
+def test_weights_of_a_mixture(weights):
+    with fails("2 weights", "'a', 'b'", "got", weights, "`weights`"):
+        MixedPrompts([*lists("a", "b")], weights)

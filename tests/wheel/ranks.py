@@ -22,6 +22,7 @@ from lit_align.types import Prompt
 from tests.tiny import PROMPTS, adamw, make_dar, make_data, make_trainer, vowels
 from tests.wheel.harness import Fit, Poison, Recorder, Scores, Weights, differing, fit, patchy
 from tests.wheel.test_normaliser import dar, demonstrations, sft
+from tests.wheel.test_readings import held_out, mixture
 from tests.wheel.test_resume import Saves, everything
 
 HELD_OUT: dict[str, Any] = {"eval_prompts": ListPrompts(PROMPTS[:9], name="held out"), "eval_responses_per_prompt": 4, "chunk_prompts": 4}
@@ -118,6 +119,20 @@ class Ranks:
         fitted = self.fit("evaluated", {"max_epochs": 1, "check_val_every_n_epoch": 1}, micro_batch_prompts=2, **options)
         return found | {"fitted": fitted.recorder.metrics[0], "state": fitted.state}
 
+    def mixed(self) -> dict[str, Any]:
+        """One dataset in five rows or so, and one held-out prompt: not on every rank in every rollout."""
+        result = self.fit(
+            "mixed", FIVE_STEPS, module=mild(self.model), micro_batch_prompts=2, prompts=mixture(self.folder / f"rank-{self.rank}")
+        )
+        trainer = make_trainer(self.folder / "mixed", **self.two)
+        data = make_data(eval_prompts=held_out(), eval_annotator=Scores())
+        return {
+            "texts": texts(result.recorder),
+            "metrics": result.recorder.metrics,
+            "evaluation": trainer.validate(make_dar(self.model), data, verbose=False)[0],
+            "rare": [sum(p.dataset == "rare" for p in rollouts.prompts) for rollouts in result.recorder.rollouts],
+        }
+
 
 def mild(model: str) -> DAR:
     """Weights near 1, so that losses are a few nats and 1e-5 of one is a lot."""
@@ -151,6 +166,7 @@ def main() -> None:
         ranks.one_bad_rank,
         ranks.one_silent_rank,
         ranks.evaluation,
+        ranks.mixed,
     )
     torch.save({scenario.__name__: scenario() for scenario in scenarios}, ranks.folder / f"rank-{ranks.rank}.pt")
     torch.distributed.destroy_process_group()

@@ -16,6 +16,7 @@ from tests.tiny import make_dar, make_data, make_trainer
 from tests.wheel import ranks
 from tests.wheel.harness import Scores, differing, fit, patchy
 from tests.wheel.test_normaliser import assert_same, dar, demonstrations, expected_of_dar, expected_of_sft
+from tests.wheel.test_readings import held_out, mixture
 from tests.wheel.test_resume import everything
 
 ROOT = Path(__file__).parents[2]
@@ -154,6 +155,27 @@ def test_held_out_scores_are_averaged_over_both(both: list[dict[str, Any]], tiny
     alone = fit(root, tiny, trainer={"max_epochs": 1, "check_val_every_n_epoch": 1}, **options)
     for rank in both:
         assert rank["evaluation"]["fitted"] == pytest.approx(alone.recorder.metrics[0], abs=1e-5)
+
+
+def test_a_mixture_is_read_as_by_one_process(both: list[dict[str, Any]], tiny: str, root: Path) -> None:
+    one = fit(root, tiny, module=ranks.mild(tiny), trainer=ranks.FIVE_STEPS, micro_batch_prompts=4, prompts=mixture(root))
+    together = [{**a, **b} for a, b in zip(both[0]["mixed"]["texts"], both[1]["mixed"]["texts"], strict=True)]
+    assert [{*said} for said in together] == [{*said} for said in ranks.texts(one.recorder)]
+    for rank in both:
+        for found, expected in zip(rank["mixed"]["metrics"], one.recorder.metrics, strict=True):
+            assert found.keys() == expected.keys()
+            assert {k: v for k, v in found.items() if k.startswith(("reward", "prompts"))} == pytest.approx(
+                {k: v for k, v in expected.items() if k.startswith(("reward", "prompts"))}, abs=1e-4
+            )
+        assert "reward/rare" in rank["mixed"]["metrics"][-1]
+    assert any((here == 0) != (there == 0) for here, there in zip(both[0]["mixed"]["rare"], both[1]["mixed"]["rare"], strict=True))
+
+
+def test_held_out_rewards_of_every_dataset_are_those_of_one_process(both: list[dict[str, Any]], tiny: str, root: Path) -> None:
+    data = make_data(eval_prompts=held_out(), eval_annotator=Scores())
+    (one,) = make_trainer(root).validate(make_dar(tiny), data, verbose=False)
+    for rank in both:
+        assert rank["mixed"]["evaluation"] == pytest.approx(one, abs=1e-5)
 
 
 def test_the_folder_of_a_run_holds_both_journals(both: list[dict[str, Any]], folder: Path) -> None:
