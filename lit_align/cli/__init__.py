@@ -24,7 +24,8 @@ usage: lit-align COMMAND [--config FILE ...] [--KEY VALUE ...]
   quickstart   a whole run on an embedded world, in minutes on a laptop
 
 Several --config files compose, later ones win:
-  lit-align fit --config configs/algorithm/dar_anchored.yaml --config configs/experiment/local.yaml --run runs/first
+  lit-align fit --config configs/algorithm/dar_anchored.yaml --config configs/experiment/local.yaml \\
+    --config configs/annotator/function.yaml --run runs/first
 What can be set, and to what: lit-align fit --help, or --print_config after the other arguments.
 """
 

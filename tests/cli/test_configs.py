@@ -30,19 +30,19 @@ from tests.tiny import write_prompts, write_tiny
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 FILES = sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob("*.y*ml"))
-ANCHORED, LOCAL = "algorithm/dar_anchored.yaml", "experiment/local.yaml"
+ANCHORED, LOCAL, FUNCTION = "algorithm/dar_anchored.yaml", "experiment/local.yaml", "annotator/function.yaml"
 
 # What a file is composed with, by its name or that of its folder. "..." is the file itself.
 RULES: dict[str, tuple[str, ...]] = {
     "algorithm/sft.yaml": ("...", "experiment/local_sft.yaml"),
     "experiment/local_sft.yaml": ("algorithm/sft.yaml", "..."),
-    "experiment/local_judged.yaml": (ANCHORED, "...", "annotator/scoring_judge.yaml"),
-    "algorithm": ("...", LOCAL),
+    LOCAL: (ANCHORED, "...", FUNCTION),
+    "algorithm": ("...", LOCAL, FUNCTION),
     "annotator": (ANCHORED, LOCAL, "..."),
-    "callbacks": (ANCHORED, LOCAL, "..."),
-    "data": (ANCHORED, LOCAL, "..."),
+    "callbacks": (ANCHORED, LOCAL, FUNCTION, "..."),
+    "data": (ANCHORED, LOCAL, FUNCTION, "..."),
     "experiment": (ANCHORED, "..."),
-    "strategy": (ANCHORED, LOCAL, "..."),
+    "strategy": (ANCHORED, LOCAL, FUNCTION, "..."),
     "quickstart.yaml": (ANCHORED, "..."),
     "quickstart_warmup.yaml": ("algorithm/sft.yaml", "..."),
 }
@@ -151,7 +151,7 @@ def optimizer_of(cli: AlignmentCLI) -> tuple[torch.optim.Optimizer, Any]:
 
 
 def test_dar_is_the_published_setting() -> None:
-    cli = build("algorithm/dar.yaml", LOCAL)
+    cli = build("algorithm/dar.yaml", LOCAL, FUNCTION)
     dar, data = cli.model, cli.datamodule
     assert isinstance(dar, DAR)
     assert (dar.alpha, dar.beta, dar.kl_target) == (0.005, 0.045, None)
@@ -176,7 +176,7 @@ def test_dar_is_the_published_setting() -> None:
 
 
 def test_the_defaults_of_the_class_are_those_of_its_file() -> None:
-    built, default = build("algorithm/dar.yaml", LOCAL).model, inspect.signature(DAR).parameters
+    built, default = build("algorithm/dar.yaml", LOCAL, FUNCTION).model, inspect.signature(DAR).parameters
     said = [path.split(".")[2] for path in read("algorithm/dar.yaml") if path.startswith("model.init_args.")]
     for name in ("alpha", "beta", "weighting", "baseline", "scale"):
         assert name in said
@@ -189,7 +189,7 @@ def test_the_defaults_of_the_class_are_those_of_its_file() -> None:
 
 
 def test_anchored_dar_keeps_its_unit() -> None:
-    cli = build(ANCHORED, LOCAL)
+    cli = build(ANCHORED, LOCAL, FUNCTION)
     dar = cli.model
     assert isinstance(dar, DAR)
     assert (dar.alpha, dar.beta, dar.kl_target) == (0.125, 0.125, None)
@@ -277,7 +277,7 @@ def test_a_pretrained_model_is_trained_through_an_adapter() -> None:
 
 
 def test_files_of_local_data() -> None:
-    data = build(ANCHORED, LOCAL, "data/jsonl.yaml", "annotator/function.yaml").datamodule
+    data = build(ANCHORED, LOCAL, "data/jsonl.yaml", FUNCTION).datamodule
     assert isinstance(data, OnlineDataModule)
     assert isinstance(data.eval_prompts, JsonlPrompts)
     assert (data.prompts.where, data.eval_prompts.where) == ("prompts.jsonl", "eval_prompts.jsonl")  # pyright: ignore[reportAttributeAccessIssue]
@@ -287,7 +287,7 @@ def test_files_of_local_data() -> None:
 
 
 def test_the_callbacks_file_shows_a_run() -> None:
-    made = build(ANCHORED, LOCAL, "callbacks/default.yaml").trainer.callbacks
+    made = build(ANCHORED, LOCAL, FUNCTION, "callbacks/default.yaml").trainer.callbacks
     ours = (callbacks.RolloutProgressBar, callbacks.KLMonitor, callbacks.WeightClipping, callbacks.SampleTable)
     for kind in (*ours, LearningRateMonitor, ModelCheckpoint):
         assert sum(isinstance(callback, kind) for callback in made) == 1, kind
@@ -302,7 +302,7 @@ def test_strategies(file: str, ranks: int, backend: str | None) -> None:
 
 
 def test_the_trainer_is_set_for_online_runs() -> None:
-    cli = build(ANCHORED, LOCAL)
+    cli = build(ANCHORED, LOCAL, FUNCTION)
     trainer = cli.trainer
     assert trainer.reload_dataloaders_every_n_epochs == 1
     assert trainer._accelerator_connector.use_distributed_sampler is False
@@ -326,6 +326,6 @@ def test_a_logger_of_the_file_is_kept() -> None:
 
 @pytest.mark.parametrize("seed", [0, 5])
 def test_one_seed_for_everything(seed: int) -> None:
-    cli = build(ANCHORED, LOCAL, seed_everything=str(seed))
+    cli = build(ANCHORED, LOCAL, FUNCTION, seed_everything=str(seed))
     assert cli.datamodule.seed == seed
     assert torch.initial_seed() == seed

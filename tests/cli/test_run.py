@@ -29,7 +29,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def lit_align(command: str, run: str, *more: str, algorithm: str = "dar_anchored", callbacks: bool = False) -> None:
     """One command with the shipped files and small numbers."""
-    files = [f"algorithm/{algorithm}.yaml", "experiment/local.yaml"] + (["callbacks/default.yaml"] if callbacks else [])
+    files = [f"algorithm/{algorithm}.yaml", "experiment/local.yaml", "annotator/function.yaml"] + (
+        ["callbacks/default.yaml"] if callbacks else []
+    )
     arguments = [argument for file in files for argument in ("--config", str(CONFIGS / file))]
     small = {
         "trainer.accelerator": "cpu",
