@@ -109,8 +109,19 @@ class AlignmentCLI(LightningCLI):
         except ArgumentError as error:
             raise explained(self._subcommand_parsers[command], options, str(error)) from None
 
+    def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """The seed comes later: a config is printed and kept in the order in which its keys are added here."""
+
+    def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """What a user chose first, the Trainer's forty keys last."""
+        parser.add_lightning_class_args(AlignmentModule, "model", subclass_mode=True)
+        parser.add_lightning_class_args(AlignmentDataModule, "data", subclass_mode=True)
+        parser.add_lightning_class_args(self.trainer_class, "trainer")
+        parser.set_defaults({f"trainer.{name}": value for name, value in self.trainer_defaults.items()})
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """``--run``, ``--checkpoint_every``, and one seed for everything."""
+        super().add_default_arguments_to_parser(parser)
         parser.add_argument("--run", type=str, default="runs/unnamed", help="Folder of logs, checkpoints, labels and samples.")
         parser.add_argument("--checkpoint_every", type=int, default=10, help="Rollouts between checkpoints.")
         for target, origin in LINKS.items():

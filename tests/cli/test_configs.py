@@ -91,6 +91,13 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     sys.modules.pop("my_annotator", None)
 
 
+def composed(file: str) -> list[str]:
+    """The files that a file is used with, itself among them."""
+    rule = RULES.get(file, RULES.get(file.split("/")[0]))
+    assert rule is not None, f"configs/{file} has no rule here: say what it is composed with."
+    return [file if part == "..." else part for part in rule]
+
+
 @cache
 def build(*files: str, **overrides: str) -> AlignmentCLI:
     """What ``lit-align fit`` builds of these files, before it fits."""
@@ -100,9 +107,7 @@ def build(*files: str, **overrides: str) -> AlignmentCLI:
 
 def build_composed(file: str) -> AlignmentCLI:
     """What is built of a file among those that it is used with."""
-    rule = RULES.get(file, RULES.get(file.split("/")[0]))
-    assert rule is not None, f"configs/{file} has no rule here: say what it is composed with."
-    return build(*(file if part == "..." else part for part in rule), **STAND_INS.get(file, {}))
+    return build(*composed(file), **STAND_INS.get(file, {}))
 
 
 def leaves(node: Any, path: str = "") -> dict[str, Any]:
@@ -114,7 +119,8 @@ def leaves(node: Any, path: str = "") -> dict[str, Any]:
     return {path: node}
 
 
-def read(file: str) -> dict[str, Any]:
+def read(file: Path | str) -> dict[str, Any]:
+    """The leaves of a shipped file, or of one elsewhere."""
     return leaves(yaml.safe_load((CONFIGS / file).read_text(encoding="utf-8")))
 
 
@@ -137,6 +143,38 @@ def test_a_file_builds_and_nothing_that_it_says_is_lost(file: str) -> None:
             assert str(value) != STAND_INS[file][path], f"{file} no longer asks for {path}: its stand-in can go"
         else:
             assert same(found.get(path, found.get(f"{path}.class_path")), value), path
+
+
+def printed(capsys: pytest.CaptureFixture[str], *files: Path | str, option: str = "--print_config") -> str:
+    """What ``--print_config`` shows of these files."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as exit_:
+        run_trainer(["fit", *(f"--config={file}" for file in files), option])
+    assert exit_.value.code == 0
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("file", [file for file in FILES if file.startswith(("experiment/", "quickstart"))])
+def test_what_is_printed_loads_back(file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    whole, short = tmp_path / "whole.yaml", tmp_path / "short.yaml"
+    files = [CONFIGS / part for part in composed(file)]
+    whole.write_text(printed(capsys, *files), encoding="utf-8")
+    short.write_text(printed(capsys, *files, option="--print_config=skip_default"), encoding="utf-8")
+    found = read(whole)
+    for path, value in read(file).items():
+        assert same(found.get(path, found.get(f"{path}.class_path")), value), path
+    assert printed(capsys, whole) == printed(capsys, short) == whole.read_text(encoding="utf-8")
+    assert 2 * len(read(short)) < len(found)
+
+
+def test_what_a_user_chose_is_printed_first(capsys: pytest.CaptureFixture[str]) -> None:
+    said = yaml.safe_load(printed(capsys, *(CONFIGS / part for part in composed(LOCAL))))
+    assert list(said)[:3] == ["model", "data", "trainer"]
+    assert said["run"] == "runs/unnamed"
+    for part in ("model", "data"):
+        assert list(said[part]) == ["class_path", "init_args"]
+    assert next(iter(said["model"]["init_args"])) == "policy"
+    assert next(iter(said["data"]["init_args"])) == "prompts"
 
 
 def test_every_entry_of_the_tables_is_for_a_file_that_exists() -> None:
