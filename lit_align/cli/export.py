@@ -26,11 +26,7 @@ def export(arguments: Sequence[str]) -> None:
     Raises:
         UserError: if the run has no config or no checkpoint that fits it, or there is something at the output already.
     """
-    parser = argparse.ArgumentParser("lit-align export", description="Write a run's policy as a Hugging Face folder.")
-    parser.add_argument("run", type=Path, help="folder of a run of fit, such as runs/first")
-    parser.add_argument("--ckpt_path", type=Path, help="which checkpoint; RUN/checkpoints/last.ckpt if not given")
-    parser.add_argument("--output", type=Path, help="folder to write; RUN/export if not given")
-    options = parser.parse_args(list(arguments))
+    options = export_parser().parse_args(list(arguments))
     config_file: Path = options.run / "config.yaml"
     checkpoint_file: Path = options.ckpt_path or options.run / "checkpoints" / "last.ckpt"
     output: Path = options.output or options.run / "export"
@@ -57,6 +53,16 @@ def export(arguments: Sequence[str]) -> None:
     model.policy.save(str(output))
     (output / "README.md").write_text(model_card(config, rollouts_of(checkpoint), checkpoint["global_step"]), encoding="utf-8")
     print(f"The policy is in {output}. Read README.md there before you share it.")
+
+
+def export_parser(add_help: bool = True) -> argparse.ArgumentParser:
+    """What ``lit-align export`` takes."""
+    description = "Write a run's policy as a Hugging Face folder."
+    parser = argparse.ArgumentParser("lit-align export", description=description, add_help=add_help)
+    parser.add_argument("run", type=Path, help="folder of a run of fit, such as runs/first")
+    parser.add_argument("--ckpt_path", type=Path, help="which checkpoint; RUN/checkpoints/last.ckpt if not given")
+    parser.add_argument("--output", type=Path, help="folder to write; RUN/export if not given")
+    return parser
 
 
 def load_module(config: Mapping[str, Any]) -> AlignmentModule:

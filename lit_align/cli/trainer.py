@@ -63,6 +63,19 @@ def run_trainer(arguments: Sequence[str], rehearsal: RolloutCallback | None = No
     return AlignmentCLI(list(arguments), rehearsal)
 
 
+def add_parts(parser: LightningArgumentParser) -> None:
+    """What a run is made of, in the order in which a config is printed and kept: what a user chose before the Trainer's forty keys."""
+    parser.add_lightning_class_args(AlignmentModule, "model", subclass_mode=True)
+    parser.add_lightning_class_args(AlignmentDataModule, "data", subclass_mode=True)
+    parser.add_lightning_class_args(Trainer, "trainer")
+    parser.set_defaults({f"trainer.{name}": value for name, value in TRAINER_DEFAULTS.items()})
+    parser.add_argument("--seed_everything", type=bool | int, default=0, help="Seed of everything; true draws one.")
+    parser.add_argument("--run", type=str, default="runs/unnamed", help="Folder of logs, checkpoints, labels and samples.")
+    parser.add_argument("--checkpoint_every", type=int, default=10, help="Rollouts between checkpoints.")
+    for target, origin in LINKS.items():
+        parser.link_arguments(origin, target, compute_fn=int)
+
+
 @final
 class FitConfig(SaveConfigCallback):
     """Keeps the config of a fit beside its checkpoints; an evaluation does not overwrite it."""
@@ -91,10 +104,8 @@ class AlignmentCLI(LightningCLI):
             subclass_mode_model=True,
             subclass_mode_data=True,
             auto_configure_optimizers=False,
-            seed_everything_default=0,
             save_config_callback=FitConfig if rehearsal is None else None,
             save_config_kwargs={"overwrite": True},
-            trainer_defaults=TRAINER_DEFAULTS,
             parser_kwargs={"exit_on_error": False} | {command: {"exit_on_error": False} for command in self.subcommands()},
             args=arguments,
         )
@@ -110,22 +121,11 @@ class AlignmentCLI(LightningCLI):
             raise explained(self._subcommand_parsers[command], options, str(error)) from None
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """The seed comes later: a config is printed and kept in the order in which its keys are added here."""
+        """Nothing: the seed would come first."""
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """What a user chose first, the Trainer's forty keys last."""
-        parser.add_lightning_class_args(AlignmentModule, "model", subclass_mode=True)
-        parser.add_lightning_class_args(AlignmentDataModule, "data", subclass_mode=True)
-        parser.add_lightning_class_args(self.trainer_class, "trainer")
-        parser.set_defaults({f"trainer.{name}": value for name, value in self.trainer_defaults.items()})
-
-    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """``--run``, ``--checkpoint_every``, and one seed for everything."""
-        super().add_default_arguments_to_parser(parser)
-        parser.add_argument("--run", type=str, default="runs/unnamed", help="Folder of logs, checkpoints, labels and samples.")
-        parser.add_argument("--checkpoint_every", type=int, default=10, help="Rollouts between checkpoints.")
-        for target, origin in LINKS.items():
-            parser.link_arguments(origin, target, compute_fn=int)
+        """See `add_parts`."""
+        add_parts(parser)
 
     def before_instantiate_classes(self) -> None:
         """Refuse to mix two runs in one folder, before anything heavy is loaded."""
