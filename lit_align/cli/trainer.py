@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, final
 
+from filelock import FileLock
 from jsonargparse import set_parsing_settings
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
@@ -15,6 +16,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import StrategyRegistry
+from lightning.pytorch.utilities import rank_zero_only
 from transformers.utils import logging as transformers_logging
 
 import lit_align.annotators
@@ -25,6 +27,7 @@ from lit_align.cli.mistakes import explained, refuse_linked
 from lit_align.cli.predictions import PredictionWriter
 from lit_align.cli.settings import did_you_mean
 from lit_align.data import AlignmentDataModule
+from lit_align.data.lock import lock_run
 from lit_align.types import RolloutCallback, UserError
 
 TRAINER_DEFAULTS = {
@@ -98,6 +101,7 @@ class AlignmentCLI(LightningCLI):
     def __init__(self, arguments: list[str], rehearsal: RolloutCallback | None = None) -> None:
         self.rehearsal = rehearsal
         self.planned: dict[str, Any] = {}  # what a rehearsal changes
+        self.lock: FileLock | None = None
         super().__init__(
             AlignmentModule,
             AlignmentDataModule,
@@ -128,17 +132,18 @@ class AlignmentCLI(LightningCLI):
         add_parts(parser)
 
     def before_instantiate_classes(self) -> None:
-        """Refuse to mix two runs in one folder, before anything heavy is loaded."""
+        """Refuse to mix two runs in one folder, live or past, before anything heavy is loaded."""
         settings = self.config[self.command]
         if self.rehearsal is not None:
             self._plan_rehearsal()
             return
-        if settings.ckpt_path == "last":
-            if not self.last_checkpoint.is_file():
-                raise UserError(
-                    f"There is nothing to resume: {self.last_checkpoint} does not exist. Leave --ckpt_path out, or check --run."
-                )
-        elif self.command == "fit" and settings.ckpt_path is None and self.last_checkpoint.is_file():
+        if settings.ckpt_path == "last" and not self.last_checkpoint.is_file():
+            raise UserError(f"There is nothing to resume: {self.last_checkpoint} does not exist. Leave --ckpt_path out, or check --run.")
+        if self.command != "fit":
+            return
+        if rank_zero_only.rank == 0:  # pyright: ignore[reportFunctionMemberAccess]
+            self.lock = lock_run(self.folder)  # also of runs without a journal, and before a logger touches anything
+        if settings.ckpt_path is None and self.last_checkpoint.is_file():
             raise UserError(f"{self.folder} already holds a run. Resume it with --ckpt_path last, or choose another folder with --run.")
 
     def instantiate_trainer(self, **overrides: Any) -> Trainer:
@@ -178,6 +183,8 @@ class AlignmentCLI(LightningCLI):
         """The end of the run is a checkpoint too, whatever ``checkpoint_every``."""
         if self.rehearsal is None and self.trainer.checkpoint_callback is not None:
             self.trainer.save_checkpoint(self.last_checkpoint)
+        if self.lock is not None:
+            self.lock.release()
 
     def _trainer_of(self, overrides: dict[str, Any]) -> Trainer:
         settings = self.config_init[self.command]["trainer"]
