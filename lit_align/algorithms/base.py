@@ -1,5 +1,6 @@
 """What every algorithm shares: the policy, its reference, one training step and one reduction."""
 
+import math
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
@@ -18,6 +19,7 @@ from lit_align.algorithms.heldout import prediction_rows, sample_metrics, unlabe
 from lit_align.algorithms.reduction import counted, reduced, valid_like, widened
 from lit_align.algorithms.resume import rewind
 from lit_align.functional.distributed import global_mean, global_sum
+from lit_align.functional.gradients import squared_norm_share
 from lit_align.functional.logprobs import response_logps
 from lit_align.types import (
     AlignmentBatch,
@@ -120,14 +122,19 @@ class AlignmentModule(LightningModule, ABC):
     @final
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """After backward, before clipping. A step without a valid row, or not finite on any rank, is taken by nobody."""
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        self._sums["squared_norm"] = squared_norm_share(gradients).to(self._sums["bad"].device)
         names = sorted(self._sums)
         totals = dict(zip(names, global_sum(torch.stack([self._sums[name] for name in names])).tolist(), strict=True))
         self._sums = {}
-        if totals.pop("bad"):
+        norm = math.sqrt(totals.pop("squared_norm"))
+        if totals.pop("bad") or not math.isfinite(norm):
             optimizer.zero_grad(set_to_none=True)  # without a gradient, optimizers leave weights and state untouched
             self.skipped_steps += 1
         shares = self.trainer.world_size * self.trainer.accumulate_grad_batches
         metrics = {name: value / shares for name, value in totals.items()} | {"train/skipped_steps": float(self.skipped_steps)}
+        if gradients:  # DeepSpeed keeps them to itself
+            metrics["train/gradient_norm"] = norm
         self.log_dict(metrics, on_step=True, on_epoch=False, batch_size=1)
 
     @final

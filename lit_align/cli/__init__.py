@@ -11,7 +11,7 @@ from difflib import get_close_matches
 from lit_align import __version__
 
 TRAINER_COMMANDS = ("fit", "validate", "test", "predict")
-COMMANDS = (*TRAINER_COMMANDS, "check", "export", "quickstart")
+COMMANDS = (*TRAINER_COMMANDS, "check", "export", "quickstart", "completion")
 HELP = """\
 usage: lit-align COMMAND [--config FILE ...] [--KEY VALUE ...]
 
@@ -22,9 +22,11 @@ usage: lit-align COMMAND [--config FILE ...] [--KEY VALUE ...]
   check        try everything that fit would do, once, on one micro-batch; takes the arguments of fit
   export       write a run's policy as a Hugging Face folder: lit-align export runs/first
   quickstart   a whole run on an embedded world, in minutes on a laptop
+  completion   print a script by which bash or zsh completes commands, options and values
 
 Several --config files compose, later ones win:
-  lit-align fit --config configs/algorithm/dar_anchored.yaml --config configs/experiment/local.yaml --run runs/first
+  lit-align fit --config configs/algorithm/dar_anchored.yaml --config configs/experiment/local.yaml \\
+    --config configs/annotator/function.yaml --run runs/first
 What can be set, and to what: lit-align fit --help, or --print_config after the other arguments.
 """
 
@@ -62,6 +64,10 @@ def _run(command: str, options: list[str]) -> None:
         from lit_align.cli.export import export
 
         return export(options)
+    if command == "completion":
+        from lit_align.cli.completion import completion
+
+        return completion(options)
     if command == "check":
         from lit_align.cli.check import check
 

@@ -35,25 +35,43 @@ annotator scored the answers, the model learned from them, and again.
 
 ## Use
 
-```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-model, tokenizer = AutoModelForCausalLM.from_pretrained("FOLDER"), AutoTokenizer.from_pretrained("FOLDER")
-```
-
+{use}
 ## Limits
 
 The model has learned what one annotator likes. Whether that is what people want has to be measured by someone who did not train it.
 """
 
+WHOLE = """\
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-def model_card(config: Mapping[str, Any], rollouts: int, steps: int) -> str:
-    """Markdown, from a run's config and how far the run came."""
+model, tokenizer = AutoModelForCausalLM.from_pretrained("FOLDER"), AutoTokenizer.from_pretrained("FOLDER")
+```
+"""
+ADAPTER = """\
+This folder holds a LoRA adapter alone. It needs its base model, {base}:
+
+```python
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+base, tokenizer = AutoModelForCausalLM.from_pretrained("{base}"), AutoTokenizer.from_pretrained("{base}")
+model = PeftModel.from_pretrained(base, "FOLDER")
+```
+"""
+
+
+def model_card(config: Mapping[str, Any], rollouts: int, steps: int, adapter: bool = False) -> str:
+    """Markdown, from a run's config and how far the run came; ``adapter`` if the folder holds no more than that."""
     settings = dict(config["model"].get("init_args", {}))
     given = settings.pop("policy")
     policy, data = given.get("init_args", {}), config["data"].get("init_args", {})
     base, responses = str(policy.get("path", given["class_path"])), data.get("responses_per_prompt")
-    head = {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["lit_align", "online-alignment"]}
+    head = {
+        "library_name": "peft" if adapter else "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["lit_align", "online-alignment"],
+    }
     if not Path(base).is_dir():  # a name on the hub
         head["base_model"] = base
     return CARD.format(
@@ -69,6 +87,7 @@ def model_card(config: Mapping[str, Any], rollouts: int, steps: int) -> str:
         steps=steps,
         temperature=policy.get("temperature", 1.0),
         seed=config["seed_everything"],
+        use=(ADAPTER if adapter else WHOLE).format(base=base),
         settings=yaml.safe_dump(settings, sort_keys=False),
     )
 

@@ -55,7 +55,7 @@ def check(arguments: Sequence[str]) -> None:
         _show(rehearsal)
         step = cli.trainer.callback_metrics
         if int(step["train/skipped_steps"]):
-            raise UserError("The training step was not taken: its loss is not finite, or no response had a valid score.")
+            raise UserError("The training step was not taken: its loss or its gradient is not finite, or no response had a valid score.")
         print(f"One training step was taken: loss {float(step['train/loss']):.4g}.")
         print("\n".join(_forecast(cli)))
     print(f"Checked in {perf_counter() - started:.0f} s; nothing was kept.")

@@ -10,27 +10,25 @@ import yaml
 from jsonargparse import ArgumentParser
 from transformers.utils import logging as transformers_logging
 
-import lit_align.models  # noqa: F401  (short names in YAML are those of imported classes)
 from lit_align.algorithms import AlignmentModule
 from lit_align.cli.card import model_card
 from lit_align.cli.trainer import accept_final_classes
-from lit_align.types import UserError
+from lit_align.models import CausalPolicy  # short names in YAML are those of imported classes
+from lit_align.models.lora import save_adapter
+from lit_align.types import Policy, UserError
 
 
 def export(arguments: Sequence[str]) -> None:
-    """Write the policy of a checkpoint, its tokenizer and a model card.
+    """Write the policy of a checkpoint, its tokenizer and a model card; or its adapter and a model card.
 
     Args:
-        arguments: the run's folder, ``--ckpt_path`` and ``--output``; see ``--help``.
+        arguments: the run's folder, ``--ckpt_path``, ``--output`` and ``--adapter``; see ``--help``.
 
     Raises:
-        UserError: if the run has no config or no checkpoint that fits it, or there is something at the output already.
+        UserError: if the run has no config, no checkpoint that fits it or no adapter to write alone, or there is something at the
+            output already.
     """
-    parser = argparse.ArgumentParser("lit-align export", description="Write a run's policy as a Hugging Face folder.")
-    parser.add_argument("run", type=Path, help="folder of a run of fit, such as runs/first")
-    parser.add_argument("--ckpt_path", type=Path, help="which checkpoint; RUN/checkpoints/last.ckpt if not given")
-    parser.add_argument("--output", type=Path, help="folder to write; RUN/export if not given")
-    options = parser.parse_args(list(arguments))
+    options = export_parser().parse_args(list(arguments))
     config_file: Path = options.run / "config.yaml"
     checkpoint_file: Path = options.ckpt_path or options.run / "checkpoints" / "last.ckpt"
     output: Path = options.output or options.run / "export"
@@ -49,14 +47,38 @@ def export(arguments: Sequence[str]) -> None:
     config = yaml.safe_load(config_file.read_text(encoding="utf-8"))
     checkpoint = torch.load(checkpoint_file, map_location="cpu", weights_only=True)
     model = load_module(config["model"])
+    adapter = _adapted(model.policy, options.run) if options.adapter else None
     try:
         model.load_state_dict(checkpoint["state_dict"], strict=model.strict_loading)
     except RuntimeError as error:
         raise UserError(f"{checkpoint_file} doesn't fit {config_file}: {str(error).splitlines()[-1].strip()}") from error
     model.policy.eval()
-    model.policy.save(str(output))
-    (output / "README.md").write_text(model_card(config, rollouts_of(checkpoint), checkpoint["global_step"]), encoding="utf-8")
-    print(f"The policy is in {output}. Read README.md there before you share it.")
+    if adapter is None:
+        model.policy.save(str(output))
+    else:
+        save_adapter(adapter.model, adapter.path, output)
+    card = model_card(config, rollouts_of(checkpoint), checkpoint["global_step"], adapter is not None)
+    (output / "README.md").write_text(card, encoding="utf-8")
+    print(f"The {'adapter' if adapter else 'policy'} is in {output}. Read README.md there before you share it.")
+
+
+def export_parser(add_help: bool = True) -> argparse.ArgumentParser:
+    """What ``lit-align export`` takes."""
+    description = "Write a run's policy as a Hugging Face folder."
+    parser = argparse.ArgumentParser("lit-align export", description=description, add_help=add_help)
+    parser.add_argument("run", type=Path, help="folder of a run of fit, such as runs/first")
+    parser.add_argument("--ckpt_path", type=Path, help="which checkpoint; RUN/checkpoints/last.ckpt if not given")
+    parser.add_argument("--output", type=Path, help="folder to write; RUN/export if not given")
+    parser.add_argument("--adapter", action="store_true", help="write the LoRA adapter alone, as peft reads it; merged if not given")
+    return parser
+
+
+def _adapted(policy: Policy, run: Path) -> CausalPolicy:
+    if not isinstance(policy, CausalPolicy) or policy.lora is None:
+        raise UserError(
+            f"{run} trained the whole model: it has no adapter that could be written alone. Leave --adapter out, and the model is written."
+        )
+    return policy
 
 
 def load_module(config: Mapping[str, Any]) -> AlignmentModule:

@@ -4,8 +4,10 @@ import inspect
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import is_dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any, final
 
 from jsonargparse import ArgumentParser
@@ -87,9 +89,12 @@ class _Search:
         if lacking is None:
             return []
         key = next((key for key, cls in self.classes.items() if lacking[1] in (public_name(cls), cls.__name__)), "")
+        argument = f"{key and key + '.'}init_args.{lacking[2].split(',')[0]}"
+        files = files_that_set(argument, self.sources)
+        known = f" that does:\n  {', '.join(files)}" if files else " that does."
         return [
             f"{key or lacking[1]} ({lacking[1]}) can't do without {lacking[2]}, which nothing sets.\n"
-            f"Set {key and key + '.'}init_args.{lacking[2].split(',')[0]}, or add the --config that does."
+            f"Set {argument}, or add a --config{known}"
         ]
 
     def _group(self, setting: Setting, prefix: str) -> Iterator[str]:
@@ -230,6 +235,18 @@ def _strays(arguments: Sequence[str]) -> Iterator[str]:
         if not argument.startswith("-") and (not previous.startswith("-") or "=" in previous):
             yield f"Unexpected {argument!r} on the command line: an option is --key=value, a file is --config FILE."
         previous = argument
+
+
+def files_that_set(key: str, sources: Iterable[Setting]) -> list[str]:
+    """Config files in the folders beside those of ``sources`` that set ``key``: of these, the ones that set least else."""
+    folders = {Path(source.place).parent.parent for source in sources if source.place != COMMAND_LINE}
+    found: dict[str, int] = {}  # file -> how many of a run's parts it speaks of
+    for path in sorted({path for folder in folders for path in folder.glob("*/*.yaml")}):
+        with suppress(UserError):
+            settings = read_settings(str(path))
+            if _inside(settings, key.split(".")) is not None and isinstance(settings.value, dict):
+                found[str(path)] = len(settings.value)
+    return [path for path, parts in found.items() if parts == min(found.values())]
 
 
 def _inside(setting: Setting, keys: Sequence[str]) -> Setting | None:

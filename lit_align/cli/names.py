@@ -1,6 +1,6 @@
 """What a dotted path or a type names: the class, its arguments, the values it accepts, the nearest thing there is."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from functools import cache
 from importlib import import_module
@@ -23,7 +23,7 @@ class Named:
 
 def resolved(path: str, bases: Sequence[type]) -> "Named | str":
     """What ``path`` names: a dotted path, or the short name of a class that is imported. Else, the nearest name as a hint."""
-    known = {cls.__name__: cls for base in bases for cls in _subclasses(base)}
+    known = {cls.__name__: cls for base in bases for cls in (base, *subclasses(base))}
     if "." not in path:
         return Named(known[path]) if path in known else did_you_mean(path, known)
     module, _, name = path.rpartition(".")
@@ -64,10 +64,10 @@ def _is_kind(cls: type, base: type) -> bool:
         return False
 
 
-def _subclasses(base: type) -> Iterator[type]:
-    yield base
-    for cls in base.__subclasses__() if base is not type and base is not object else []:
-        yield from _subclasses(cls)
+def subclasses(base: type) -> list[type]:
+    """Every class that is imported and inherits from ``base``; none of ``object`` and ``type``, from which too much does."""
+    direct = [] if base in (type, object) else base.__subclasses__()
+    return [*direct, *(cls for child in direct for cls in subclasses(child))]
 
 
 def public_name(value: Callable[..., Any]) -> str:

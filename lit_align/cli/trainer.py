@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, final
 
+from filelock import FileLock
 from jsonargparse import set_parsing_settings
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
@@ -15,6 +16,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import StrategyRegistry
+from lightning.pytorch.utilities import rank_zero_only
 from transformers.utils import logging as transformers_logging
 
 import lit_align.annotators
@@ -25,6 +27,7 @@ from lit_align.cli.mistakes import explained, refuse_linked
 from lit_align.cli.predictions import PredictionWriter
 from lit_align.cli.settings import did_you_mean
 from lit_align.data import AlignmentDataModule
+from lit_align.data.lock import lock_run
 from lit_align.types import RolloutCallback, UserError
 
 TRAINER_DEFAULTS = {
@@ -63,6 +66,19 @@ def run_trainer(arguments: Sequence[str], rehearsal: RolloutCallback | None = No
     return AlignmentCLI(list(arguments), rehearsal)
 
 
+def add_parts(parser: LightningArgumentParser) -> None:
+    """What a run is made of, in the order in which a config is printed and kept: what a user chose before the Trainer's forty keys."""
+    parser.add_lightning_class_args(AlignmentModule, "model", subclass_mode=True)
+    parser.add_lightning_class_args(AlignmentDataModule, "data", subclass_mode=True)
+    parser.add_lightning_class_args(Trainer, "trainer")
+    parser.set_defaults({f"trainer.{name}": value for name, value in TRAINER_DEFAULTS.items()})
+    parser.add_argument("--seed_everything", type=bool | int, default=0, help="Seed of everything; true draws one.")
+    parser.add_argument("--run", type=str, default="runs/unnamed", help="Folder of logs, checkpoints, labels and samples.")
+    parser.add_argument("--checkpoint_every", type=int, default=10, help="Rollouts between checkpoints.")
+    for target, origin in LINKS.items():
+        parser.link_arguments(origin, target, compute_fn=int)
+
+
 @final
 class FitConfig(SaveConfigCallback):
     """Keeps the config of a fit beside its checkpoints; an evaluation does not overwrite it."""
@@ -85,16 +101,15 @@ class AlignmentCLI(LightningCLI):
     def __init__(self, arguments: list[str], rehearsal: RolloutCallback | None = None) -> None:
         self.rehearsal = rehearsal
         self.planned: dict[str, Any] = {}  # what a rehearsal changes
+        self.lock: FileLock | None = None
         super().__init__(
             AlignmentModule,
             AlignmentDataModule,
             subclass_mode_model=True,
             subclass_mode_data=True,
             auto_configure_optimizers=False,
-            seed_everything_default=0,
             save_config_callback=FitConfig if rehearsal is None else None,
             save_config_kwargs={"overwrite": True},
-            trainer_defaults=TRAINER_DEFAULTS,
             parser_kwargs={"exit_on_error": False} | {command: {"exit_on_error": False} for command in self.subcommands()},
             args=arguments,
         )
@@ -109,25 +124,26 @@ class AlignmentCLI(LightningCLI):
         except ArgumentError as error:
             raise explained(self._subcommand_parsers[command], options, str(error)) from None
 
-    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """``--run``, ``--checkpoint_every``, and one seed for everything."""
-        parser.add_argument("--run", type=str, default="runs/unnamed", help="Folder of logs, checkpoints, labels and samples.")
-        parser.add_argument("--checkpoint_every", type=int, default=10, help="Rollouts between checkpoints.")
-        for target, origin in LINKS.items():
-            parser.link_arguments(origin, target, compute_fn=int)
+    def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Nothing: the seed would come first."""
+
+    def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """See `add_parts`."""
+        add_parts(parser)
 
     def before_instantiate_classes(self) -> None:
-        """Refuse to mix two runs in one folder, before anything heavy is loaded."""
+        """Refuse to mix two runs in one folder, live or past, before anything heavy is loaded."""
         settings = self.config[self.command]
         if self.rehearsal is not None:
             self._plan_rehearsal()
             return
-        if settings.ckpt_path == "last":
-            if not self.last_checkpoint.is_file():
-                raise UserError(
-                    f"There is nothing to resume: {self.last_checkpoint} does not exist. Leave --ckpt_path out, or check --run."
-                )
-        elif self.command == "fit" and settings.ckpt_path is None and self.last_checkpoint.is_file():
+        if settings.ckpt_path == "last" and not self.last_checkpoint.is_file():
+            raise UserError(f"There is nothing to resume: {self.last_checkpoint} does not exist. Leave --ckpt_path out, or check --run.")
+        if self.command != "fit":
+            return
+        if rank_zero_only.rank == 0:  # pyright: ignore[reportFunctionMemberAccess]
+            self.lock = lock_run(self.folder)  # also of runs without a journal, and before a logger touches anything
+        if settings.ckpt_path is None and self.last_checkpoint.is_file():
             raise UserError(f"{self.folder} already holds a run. Resume it with --ckpt_path last, or choose another folder with --run.")
 
     def instantiate_trainer(self, **overrides: Any) -> Trainer:
@@ -167,6 +183,8 @@ class AlignmentCLI(LightningCLI):
         """The end of the run is a checkpoint too, whatever ``checkpoint_every``."""
         if self.rehearsal is None and self.trainer.checkpoint_callback is not None:
             self.trainer.save_checkpoint(self.last_checkpoint)
+        if self.lock is not None:
+            self.lock.release()
 
     def _trainer_of(self, overrides: dict[str, Any]) -> Trainer:
         settings = self.config_init[self.command]["trainer"]

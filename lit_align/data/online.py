@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import final
 
 import torch
+from filelock import FileLock
 
 from lit_align.data.base import AlignmentDataModule, datasets_of
 from lit_align.data.collate import join
 from lit_align.data.journal import LabelJournal
+from lit_align.data.lock import lock_run
 from lit_align.data.pool import LongPrompts
 from lit_align.functional.distributed import global_mean, global_std, global_sum
 from lit_align.types import (
@@ -75,6 +77,7 @@ class OnlineDataModule(AlignmentDataModule):
         self.eval_sampler = sampler if eval_sampler is None else eval_sampler
         self.missing_eos_penalty, self.chunk_prompts = missing_eos_penalty, chunk_prompts
         self._journal: LabelJournal | None = None
+        self._lock: FileLock | None = None  # on the first rank
 
     @property
     def response_room(self) -> int:
@@ -82,7 +85,7 @@ class OnlineDataModule(AlignmentDataModule):
         return max(self.sampler.max_new_tokens, self.eval_sampler.max_new_tokens)
 
     def on_setup(self, stage: str) -> None:
-        """Wake the annotators; open the journal."""
+        """Wake the annotators; open the journal of a folder where no other run lives."""
         device = self._trainer.strategy.root_device
         if stage == "fit":
             if self.responses_per_prompt < self.needs.responses:
@@ -92,6 +95,9 @@ class OnlineDataModule(AlignmentDataModule):
                     "baseline over the batch (for DAR: `baseline: BatchMean` with `weighting: ClippedWeights`)."
                 )
             self.annotator.setup(device)
+            if self._trainer.is_global_zero:
+                self._lock = lock_run(Path(self._trainer.default_root_dir))
+            self._trainer.strategy.barrier()  # nobody reads or mends the journal of a run that goes on
             self._journal = LabelJournal(Path(self._trainer.default_root_dir) / "journal", self._trainer.global_rank)
             self._trainer.strategy.barrier()  # every rank has read the files of all before anyone appends
         if self.eval_annotator is not None and self.eval_prompts is not None:
@@ -132,11 +138,14 @@ class OnlineDataModule(AlignmentDataModule):
         return self.chunk_prompts
 
     def teardown(self, stage: str) -> None:
-        """Close journal and annotators."""
+        """Close journal and annotators; leave the folder to others."""
         if self._journal is not None:
             self._journal.close()
             self._journal = None
             self.annotator.close()
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
         if self.eval_annotator is not None:
             self.eval_annotator.close()
 

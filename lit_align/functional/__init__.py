@@ -11,6 +11,7 @@ from lit_align.functional.dar import (
 )
 from lit_align.functional.distributed import global_mean, global_std, global_sum
 from lit_align.functional.divergences import kl_from_logits, kl_k1, kl_k2, kl_k3
+from lit_align.functional.gradients import squared_norm_share
 from lit_align.functional.logprobs import response_logps, token_logps
 from lit_align.functional.verdicts import centred_score, expected_score, swap_averaged
 
@@ -35,6 +36,7 @@ __all__ = [
     "kl_k3",
     "leave_one_out",
     "response_logps",
+    "squared_norm_share",
     "swap_averaged",
     "token_logps",
     "within_group_variance",

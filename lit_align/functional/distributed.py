@@ -24,7 +24,7 @@ def global_sum(value: Tensor) -> Tensor:
     tensor([1, 0])
     """
     total = value.detach().long() if value.dtype == torch.bool else value.detach().clone()
-    if _world_size() > 1:
+    if world_size() > 1:
         total = total.contiguous()
         dist.all_reduce(total)
     return total
@@ -62,7 +62,8 @@ def global_std(values: Tensor, valid: Tensor) -> Tensor:
     return _moments(values, valid)[1].sqrt().to(full_precision(values).dtype)
 
 
-def _world_size() -> int:
+def world_size() -> int:
+    """How many ranks there are; 1 without a process group."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
@@ -75,7 +76,7 @@ def _moments(values: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
     count = valid.sum().to(wide.dtype)
     mean = wide.where(valid, 0.0).sum() / count.clamp(min=1)
     spread = (wide - mean).where(valid, 0.0).square().sum()
-    ranks = wide.new_zeros(_world_size(), 3)
+    ranks = wide.new_zeros(world_size(), 3)
     ranks[dist.get_rank() if len(ranks) > 1 else 0] = torch.stack([count, mean, spread])
     counts, means, spreads = global_sum(ranks).unbind(-1)  # [ranks] each: others' rows are 0 here, so the sum is a gather
     total = counts.sum().clamp(min=1)

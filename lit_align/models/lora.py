@@ -3,12 +3,14 @@
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal, final
 
 import torch
-from peft import LoraConfig, inject_adapter_in_model
+from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
+from safetensors.torch import save_file
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -98,6 +100,24 @@ def merge_into(fresh: nn.Module, adapted: nn.Module) -> None:
             weight: Any = fresh.get_submodule(name).weight
             change: Any = layer.get_delta_weight(NAME)  # pyright: ignore[reportAttributeAccessIssue]  (of every kind of layer there is)
             weight.copy_(weight.float() + change.to(weight.device))
+
+
+def save_adapter(adapted: Any, base: str, folder: Path) -> None:
+    """Write the adapter alone, as ``peft.PeftModel.from_pretrained(model, folder)`` reads it; made if missing.
+
+    There is no tokenizer beside it: peft would resize the embeddings of the model to that tokenizer's length.
+
+    Args:
+        adapted: a Hugging Face model that `add_adapter` changed.
+        base: name or folder of the model that the adapter belongs to; it is written down, not read.
+        folder: where to.
+    """
+    config = replace(adapted.peft_config[NAME], base_model_name_or_path=base, task_type="CAUSAL_LM", inference_mode=True)
+    state = get_peft_model_state_dict(adapted, adapter_name=NAME, save_embedding_layers=False)
+    folder.mkdir(parents=True, exist_ok=True)
+    named = {f"base_model.model.{name}": weight.detach().cpu().contiguous() for name, weight in state.items()}  # as inside a PeftModel
+    save_file(named, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    config.save_pretrained(str(folder))
 
 
 def checkpoint_adapter_only(owner: nn.Module, names: frozenset[str]) -> None:

@@ -61,10 +61,7 @@ def quickstart(arguments: Sequence[str], run_trainer: RunTrainer) -> None:
     Raises:
         UserError: if the current folder has no ``configs``.
     """
-    parser = argparse.ArgumentParser("lit-align quickstart", description="Align a small policy online, on embedded data.")
-    parser.add_argument("--seed", type=int, default=0, help="of everything: world, warm-up, rollouts")
-    parser.add_argument("--rollouts", type=int, default=None, help="how long to align; as configs/quickstart.yaml says if not given")
-    options = parser.parse_args(list(arguments))
+    options = quickstart_parser().parse_args(list(arguments))
     if not Path("configs/quickstart.yaml").is_file():
         raise UserError(f"The quickstart reads configs/quickstart.yaml of a clone of the project, but this is {Path.cwd()}.")
     _settle_down()
@@ -98,6 +95,15 @@ def quickstart(arguments: Sequence[str], run_trainer: RunTrainer) -> None:
     before = _answers(CausalPolicy(str(folder / "policy")), folder, options.seed)
     after = _answers(cli.model.policy, folder, options.seed)
     _report(console, folder, before, after, cli, options.seed)
+
+
+def quickstart_parser(add_help: bool = True) -> argparse.ArgumentParser:
+    """What ``lit-align quickstart`` takes."""
+    description = "Align a small policy online, on embedded data."
+    parser = argparse.ArgumentParser("lit-align quickstart", description=description, add_help=add_help)
+    parser.add_argument("--seed", type=int, default=0, help="of everything: world, warm-up, rollouts")
+    parser.add_argument("--rollouts", type=int, default=None, help="how long to align; as configs/quickstart.yaml says if not given")
+    return parser
 
 
 def _warm_up(folder: Path, seed: int, run_trainer: RunTrainer) -> None:

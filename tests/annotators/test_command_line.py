@@ -23,7 +23,7 @@ def test_a_run_with_one_more_file(name, tmp_path, monkeypatch):
     (tmp_path / "mine.yaml").write_text(SCORING if name == "scoring_judge" else PAIRWISE, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
-    files = ("algorithm/dar_anchored.yaml", "experiment/local_judged.yaml", f"annotator/{name}.yaml")
+    files = ("algorithm/dar_anchored.yaml", "experiment/local.yaml", f"annotator/{name}.yaml")
     small = {
         "trainer.accelerator": "cpu",
         "trainer.max_epochs": "1",

@@ -64,4 +64,5 @@ SMALL = [
     "--data.init_args.sampler.init_args.max_new_tokens=6",
     "--model.init_args.optimizer.init_args.lr=0.01",
 ]
-OWN = [f"--config={CONFIGS / 'algorithm/dar_anchored.yaml'}", f"--config={CONFIGS / 'experiment/local.yaml'}", *SMALL]
+PARTS = ("algorithm/dar_anchored.yaml", "experiment/local.yaml", "annotator/function.yaml")
+OWN = [*(f"--config={CONFIGS / part}" for part in PARTS), *SMALL]

@@ -30,19 +30,19 @@ from tests.tiny import PROMPTS, write_prompts, write_tiny
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 FILES = sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob("*.y*ml"))
-ANCHORED, LOCAL = "algorithm/dar_anchored.yaml", "experiment/local.yaml"
+ANCHORED, LOCAL, FUNCTION = "algorithm/dar_anchored.yaml", "experiment/local.yaml", "annotator/function.yaml"
 
 # What a file is composed with, by its name or that of its folder. "..." is the file itself.
 RULES: dict[str, tuple[str, ...]] = {
     "algorithm/sft.yaml": ("...", "experiment/local_sft.yaml"),
     "experiment/local_sft.yaml": ("algorithm/sft.yaml", "..."),
-    "experiment/local_judged.yaml": (ANCHORED, "...", "annotator/scoring_judge.yaml"),
-    "algorithm": ("...", LOCAL),
+    LOCAL: (ANCHORED, "...", FUNCTION),
+    "algorithm": ("...", LOCAL, FUNCTION),
     "annotator": (ANCHORED, LOCAL, "..."),
-    "callbacks": (ANCHORED, LOCAL, "..."),
-    "data": (ANCHORED, LOCAL, "..."),
+    "callbacks": (ANCHORED, LOCAL, FUNCTION, "..."),
+    "data": (ANCHORED, LOCAL, FUNCTION, "..."),
     "experiment": (ANCHORED, "..."),
-    "strategy": (ANCHORED, LOCAL, "..."),
+    "strategy": (ANCHORED, LOCAL, FUNCTION, "..."),
     "quickstart.yaml": (ANCHORED, "..."),
     "quickstart_warmup.yaml": ("algorithm/sft.yaml", "..."),
 }
@@ -93,6 +93,13 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     sys.modules.pop("my_annotator", None)
 
 
+def composed(file: str) -> list[str]:
+    """The files that a file is used with, itself among them."""
+    rule = RULES.get(file, RULES.get(file.split("/")[0]))
+    assert rule is not None, f"configs/{file} has no rule here: say what it is composed with."
+    return [file if part == "..." else part for part in rule]
+
+
 @cache
 def build(*files: str, **overrides: str) -> AlignmentCLI:
     """What ``lit-align fit`` builds of these files, before it fits."""
@@ -102,9 +109,7 @@ def build(*files: str, **overrides: str) -> AlignmentCLI:
 
 def build_composed(file: str) -> AlignmentCLI:
     """What is built of a file among those that it is used with."""
-    rule = RULES.get(file, RULES.get(file.split("/")[0]))
-    assert rule is not None, f"configs/{file} has no rule here: say what it is composed with."
-    return build(*(file if part == "..." else part for part in rule), **STAND_INS.get(file, {}))
+    return build(*composed(file), **STAND_INS.get(file, {}))
 
 
 def leaves(node: Any, path: str = "") -> dict[str, Any]:
@@ -116,7 +121,8 @@ def leaves(node: Any, path: str = "") -> dict[str, Any]:
     return {path: node}
 
 
-def read(file: str) -> dict[str, Any]:
+def read(file: Path | str) -> dict[str, Any]:
+    """The leaves of a shipped file, or of one elsewhere."""
     return leaves(yaml.safe_load((CONFIGS / file).read_text(encoding="utf-8")))
 
 
@@ -141,6 +147,38 @@ def test_a_file_builds_and_nothing_that_it_says_is_lost(file: str) -> None:
             assert same(found.get(path, found.get(f"{path}.class_path")), value), path
 
 
+def printed(capsys: pytest.CaptureFixture[str], *files: Path | str, option: str = "--print_config") -> str:
+    """What ``--print_config`` shows of these files."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as exit_:
+        run_trainer(["fit", *(f"--config={file}" for file in files), option])
+    assert exit_.value.code == 0
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("file", [file for file in FILES if file.startswith(("experiment/", "quickstart"))])
+def test_what_is_printed_loads_back(file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    whole, short = tmp_path / "whole.yaml", tmp_path / "short.yaml"
+    files = [CONFIGS / part for part in composed(file)]
+    whole.write_text(printed(capsys, *files), encoding="utf-8")
+    short.write_text(printed(capsys, *files, option="--print_config=skip_default"), encoding="utf-8")
+    found = read(whole)
+    for path, value in read(file).items():
+        assert same(found.get(path, found.get(f"{path}.class_path")), value), path
+    assert printed(capsys, whole) == printed(capsys, short) == whole.read_text(encoding="utf-8")
+    assert 2 * len(read(short)) < len(found)
+
+
+def test_what_a_user_chose_is_printed_first(capsys: pytest.CaptureFixture[str]) -> None:
+    said = yaml.safe_load(printed(capsys, *(CONFIGS / part for part in composed(LOCAL))))
+    assert list(said)[:3] == ["model", "data", "trainer"]
+    assert said["run"] == "runs/unnamed"
+    for part in ("model", "data"):
+        assert list(said[part]) == ["class_path", "init_args"]
+    assert next(iter(said["model"]["init_args"])) == "policy"
+    assert next(iter(said["data"]["init_args"])) == "prompts"
+
+
 def test_every_entry_of_the_tables_is_for_a_file_that_exists() -> None:
     assert {name for name in RULES if not any(file.startswith(name) for file in FILES)} == set()
     assert STAND_INS.keys() <= set(FILES)
@@ -153,7 +191,7 @@ def optimizer_of(cli: AlignmentCLI) -> tuple[torch.optim.Optimizer, Any]:
 
 
 def test_dar_is_the_published_setting() -> None:
-    cli = build("algorithm/dar.yaml", LOCAL)
+    cli = build("algorithm/dar.yaml", LOCAL, FUNCTION)
     dar, data = cli.model, cli.datamodule
     assert isinstance(dar, DAR)
     assert (dar.alpha, dar.beta, dar.kl_target) == (0.005, 0.045, None)
@@ -178,7 +216,7 @@ def test_dar_is_the_published_setting() -> None:
 
 
 def test_the_defaults_of_the_class_are_those_of_its_file() -> None:
-    built, default = build("algorithm/dar.yaml", LOCAL).model, inspect.signature(DAR).parameters
+    built, default = build("algorithm/dar.yaml", LOCAL, FUNCTION).model, inspect.signature(DAR).parameters
     said = [path.split(".")[2] for path in read("algorithm/dar.yaml") if path.startswith("model.init_args.")]
     for name in ("alpha", "beta", "weighting", "baseline", "scale"):
         assert name in said
@@ -191,7 +229,7 @@ def test_the_defaults_of_the_class_are_those_of_its_file() -> None:
 
 
 def test_anchored_dar_keeps_its_unit() -> None:
-    cli = build(ANCHORED, LOCAL)
+    cli = build(ANCHORED, LOCAL, FUNCTION)
     dar = cli.model
     assert isinstance(dar, DAR)
     assert (dar.alpha, dar.beta, dar.kl_target) == (0.125, 0.125, None)
@@ -279,7 +317,7 @@ def test_a_pretrained_model_is_trained_through_an_adapter() -> None:
 
 
 def test_files_of_local_data() -> None:
-    data = build(ANCHORED, LOCAL, "data/jsonl.yaml", "annotator/function.yaml").datamodule
+    data = build(ANCHORED, LOCAL, "data/jsonl.yaml", FUNCTION).datamodule
     assert isinstance(data, OnlineDataModule)
     assert isinstance(data.eval_prompts, JsonlPrompts)
     assert (data.prompts.where, data.eval_prompts.where) == ("prompts.jsonl", "eval_prompts.jsonl")  # pyright: ignore[reportAttributeAccessIssue]
@@ -298,7 +336,7 @@ def test_files_of_several_datasets_and_of_a_stream() -> None:
 
 
 def test_the_callbacks_file_shows_a_run() -> None:
-    made = build(ANCHORED, LOCAL, "callbacks/default.yaml").trainer.callbacks
+    made = build(ANCHORED, LOCAL, FUNCTION, "callbacks/default.yaml").trainer.callbacks
     ours = (callbacks.RolloutProgressBar, callbacks.KLMonitor, callbacks.WeightClipping, callbacks.SampleTable)
     for kind in (*ours, LearningRateMonitor, ModelCheckpoint):
         assert sum(isinstance(callback, kind) for callback in made) == 1, kind
@@ -313,7 +351,7 @@ def test_strategies(file: str, ranks: int, backend: str | None) -> None:
 
 
 def test_the_trainer_is_set_for_online_runs() -> None:
-    cli = build(ANCHORED, LOCAL)
+    cli = build(ANCHORED, LOCAL, FUNCTION)
     trainer = cli.trainer
     assert trainer.reload_dataloaders_every_n_epochs == 1
     assert trainer._accelerator_connector.use_distributed_sampler is False
@@ -337,6 +375,6 @@ def test_a_logger_of_the_file_is_kept() -> None:
 
 @pytest.mark.parametrize("seed", [0, 5])
 def test_one_seed_for_everything(seed: int) -> None:
-    cli = build(ANCHORED, LOCAL, seed_everything=str(seed))
+    cli = build(ANCHORED, LOCAL, FUNCTION, seed_everything=str(seed))
     assert cli.datamodule.seed == seed
     assert torch.initial_seed() == seed

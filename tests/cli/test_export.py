@@ -1,10 +1,12 @@
 """A run's policy as a Hugging Face folder."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lit_align import __version__
@@ -41,6 +43,43 @@ def test_the_folder_generates_what_the_policy_in_memory_does(trained: torch.nn.M
     assert greedy(AutoModelForCausalLM.from_pretrained("my-model"), tokenizer) != expected  # training did something
     weights = trained.model.state_dict()  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue]
     assert all(torch.equal(value, weights[name]) for name, value in exported.state_dict().items())
+
+
+LORA = [f"--model.init_args.policy.init_args.lora.{key}" for key in ("rank=4", "alpha=8", "targets=[q_proj, v_proj, down_proj]")]
+
+
+def test_an_adapter_alone_makes_the_base_model_say_what_the_policy_does(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    more = ["--trainer.max_epochs=3", "--run=runs/first", "--model.init_args.optimizer.init_args.lr=0.1"]
+    trained = run_trainer(["fit", *OWN, *LORA, *more]).model.policy.eval()
+    capsys.readouterr()
+    main(["export", "runs/first", "--adapter"])
+    assert capsys.readouterr().out == "The adapter is in runs/first/export. Read README.md there before you share it.\n"
+    folder = Path("runs/first/export")
+    assert {path.name for path in folder.iterdir()} == {"README.md", "adapter_config.json", "adapter_model.safetensors"}
+    tokenizer, base = AutoTokenizer.from_pretrained("my-model"), AutoModelForCausalLM.from_pretrained("my-model")
+    untrained = greedy(base, tokenizer)
+    loaded = PeftModel.from_pretrained(base, str(folder))
+    expected = greedy(trained.model, tokenizer)  # pyright: ignore[reportArgumentType]
+    assert greedy(loaded, tokenizer) == expected != untrained
+    tokens = torch.tensor([[2, 5, 7, 3]])
+    torch.testing.assert_close(loaded(tokens).logits, trained.model(tokens).logits, atol=1e-5, rtol=0)  # pyright: ignore
+    main(["export", "runs/first", "--output=merged"])
+    assert greedy(AutoModelForCausalLM.from_pretrained("merged"), tokenizer) == expected
+
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert "This folder holds a LoRA adapter alone. It needs its base model, my-model:" in card
+    assert 'PeftModel.from_pretrained(base, "FOLDER")' in card
+    assert yaml.safe_load(card.split("---\n")[1])["library_name"] == "peft"
+    assert json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"] == "my-model"
+
+
+def test_a_whole_model_has_no_adapter(trained: torch.nn.Module, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main(["export", "runs/first", "--adapter"])
+    assert exit_.value.code == 2
+    assert "runs/first trained the whole model: it has no adapter" in (said := capsys.readouterr().err)
+    assert "Leave --adapter out" in said
+    assert not Path("runs/first/export").exists()
 
 
 def test_another_checkpoint_of_the_run(trained: torch.nn.Module) -> None:

@@ -1,5 +1,6 @@
 """Help, version and a wrong command: at once, with nothing heavy."""
 
+import re
 import subprocess
 import sys
 import time
@@ -56,12 +57,13 @@ def test_the_list_of_commands_is_true(monkeypatch: pytest.MonkeyPatch) -> None:
     from lit_align.cli.trainer import AlignmentCLI
 
     assert set(AlignmentCLI.subcommands()) == set(TRAINER_COMMANDS)
-    listed = [line.split()[0] for line in HELP.splitlines() if line.startswith("  ") and not line.startswith("  lit-align")]
+    listed = [line.split()[0] for line in HELP.splitlines() if re.match("  (?!lit-align)[a-z]", line)]
     assert listed == list(COMMANDS)
     served = []
     monkeypatch.setattr("lit_align.cli.trainer.run_trainer", lambda arguments: served.append(arguments[0]))
     monkeypatch.setattr("lit_align.cli.check.check", lambda options: served.append("check"))
     monkeypatch.setattr("lit_align.cli.export.export", lambda options: served.append("export"))
+    monkeypatch.setattr("lit_align.cli.completion.completion", lambda options: served.append("completion"))
     monkeypatch.setattr("lit_align.quickstart.run.quickstart", lambda options, run: served.append("quickstart"))
     for command in COMMANDS:
         main([command])

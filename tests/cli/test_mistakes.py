@@ -129,7 +129,14 @@ def test_a_file_that_is_missing_or_no_yaml(refused: Refused, world: Path) -> Non
 
 def test_what_is_not_set_anywhere(refused: Refused) -> None:
     dar, local = f"--config={CONFIGS / 'algorithm/dar.yaml'}", f"--config={CONFIGS / 'experiment/local.yaml'}"
-    assert "model (lit_align.algorithms.DAR) can't do without policy" in refused(dar)
+    message = refused(dar)
+    assert "model (lit_align.algorithms.DAR) can't do without policy" in message
+    assert "experiment/local.yaml" in message
+    message = refused(dar, local).splitlines()
+    assert message[0] == "lit-align: data (lit_align.data.OnlineDataModule) can't do without annotator, which nothing sets."
+    assert message[1] == "Set data.init_args.annotator, or add a --config that does:"
+    shipped = [str(path) for path in sorted((CONFIGS / "annotator").iterdir())]  # not the experiments, which set far more
+    assert message[2].strip().split(", ") == shipped
     assert "arguments of a class that is not named yet" in refused(local)
     assert "It is named by a later one: change their order." in refused(local, dar)
 

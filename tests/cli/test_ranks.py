@@ -51,7 +51,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def lit_align(folder: Path, command: str, name: str, *more: str) -> str:
     """Run the installed command; it starts its own ranks. What it said."""
-    shipped = ["algorithm/dar_anchored.yaml", "experiment/local.yaml", "data/jsonl.yaml"]
+    shipped = ["algorithm/dar_anchored.yaml", "experiment/local.yaml", "data/jsonl.yaml", "annotator/function.yaml"]
     files = [*(CONFIGS / file for file in shipped), f"{name}.yaml", *([CONFIGS / "strategy" / "ddp_cpu.yaml"] if name == "two" else [])]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONFAULTHANDLER": "1"}
     arguments = [str(COMMAND), command, *(f"--config={file}" for file in files), f"--run=runs/{name}", *more]

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from lit_align.cli import main
+from tests.data.test_lock import another_process
 from tests.tiny import PROMPTS, write_prompts, write_tiny
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -29,7 +30,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def lit_align(command: str, run: str, *more: str, algorithm: str = "dar_anchored", callbacks: bool = False) -> None:
     """One command with the shipped files and small numbers."""
-    files = [f"algorithm/{algorithm}.yaml", "experiment/local.yaml"] + (["callbacks/default.yaml"] if callbacks else [])
+    files = [f"algorithm/{algorithm}.yaml", "experiment/local.yaml", "annotator/function.yaml"] + (
+        ["callbacks/default.yaml"] if callbacks else []
+    )
     arguments = [argument for file in files for argument in ("--config", str(CONFIGS / file))]
     small = {
         "trainer.accelerator": "cpu",
@@ -54,7 +57,7 @@ def weights(run: str) -> dict[str, torch.Tensor]:
 def test_a_run_is_one_folder(folder: Path) -> None:
     lit_align("fit", "runs/a", callbacks=True)
     found = {path.name.split(".")[0] if "tfevents" in path.name else path.name for path in (folder / "runs" / "a").iterdir()}
-    assert found == {"checkpoints", "config.yaml", "events", "hparams.yaml", "journal", "samples"}
+    assert found == {"checkpoints", "config.yaml", "events", "hparams.yaml", "journal", "lock", "samples"}
     assert sorted(set(os.listdir(folder)) - {"__pycache__"}) == [
         "eval_prompts.jsonl",
         "my-model",
@@ -92,6 +95,19 @@ def test_a_second_run_in_the_same_folder_is_refused(folder: Path, capsys: pytest
     with pytest.raises(SystemExit):
         lit_align("fit", "runs/a", "--trainer.max_epochs=1")
     assert "runs/a already holds a run. Resume it with --ckpt_path last, or choose another folder with --run." in capsys.readouterr().err
+
+
+def test_a_live_run_is_not_resumed_by_another_process(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lit_align("fit", "runs/a", "--trainer.max_epochs=1")
+    before = {path: path.read_bytes() for path in (folder / "runs").rglob("*") if path.is_file()}
+    with another_process(folder / "runs" / "a"):
+        for more in (["--ckpt_path=last"], []):
+            with pytest.raises(SystemExit):
+                lit_align("fit", "runs/a", "--trainer.max_epochs=2", *more)
+            assert "A run that is still alive works in runs/a: a second one would mix" in capsys.readouterr().err
+        lit_align("check", "runs/a")  # looks only
+    assert {path: path.read_bytes() for path in (folder / "runs").rglob("*") if path.is_file()} == before
+    lit_align("fit", "runs/a", "--trainer.max_epochs=2", "--ckpt_path=last")
 
 
 def test_validate_test_and_predict_use_the_checkpoint(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,8 +14,9 @@ ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "model.md").read_text(encoding="utf-8")
 YAML = re.findall(r"^```yaml\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
 (SCRIPT,) = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
-ALGORITHM, LOCAL, QWEN = (
-    str(ROOT / "configs" / name) for name in ("algorithm/dar_anchored.yaml", "experiment/local.yaml", "experiment/qwen_lora.yaml")
+ALGORITHM, LOCAL, FUNCTION, QWEN = (
+    str(ROOT / "configs" / f"{name}.yaml")
+    for name in ("algorithm/dar_anchored", "experiment/local", "annotator/function", "experiment/qwen_lora")
 )
 SMALL = ["--data.init_args.sampler.init_args.max_new_tokens=6", "--trainer.max_epochs=1", "--trainer.enable_model_summary=false"]
 ON_CPU = ["--trainer.accelerator=cpu", "--trainer.devices=1"]
@@ -40,7 +41,7 @@ def fit(*arguments):
 @pytest.mark.parametrize("text", YAML, ids=["whole", "lora"])
 def test_the_examples_run(text, folder):
     (folder / "mine.yaml").write_text(text)
-    policy = fit("--config", LOCAL, "--config", "mine.yaml").model.policy
+    policy = fit("--config", LOCAL, "--config", FUNCTION, "--config", "mine.yaml").model.policy
     assert isinstance(policy, CausalPolicy)
     assert policy.model.is_activation_checkpointing
     assert (policy.lora, policy.reference_offload) == ((LoRA(), False) if "lora" in text else (None, True))
@@ -49,7 +50,9 @@ def test_the_examples_run(text, folder):
 def test_the_script_saves_what_the_lora_example_trained(folder):
     (folder / "mine.yaml").write_text(YAML[1])
     rate = "--model.init_args.optimizer.init_args.lr=0.05"
-    trained = fit("--config", LOCAL, "--config", "mine.yaml", rate, "--model.init_args.policy.init_args.dtype=float32").model.policy
+    trained = fit(
+        "--config", LOCAL, "--config", FUNCTION, "--config", "mine.yaml", rate, "--model.init_args.policy.init_args.dtype=float32"
+    ).model.policy
     exec(compile(SCRIPT, "save_adapter.py", "exec"), {})
     saved = CausalPolicy("my-aligned-model")
     tokens, mask = torch.tensor([[2, 5, 7, 3]]), torch.ones(1, 4, dtype=torch.bool)

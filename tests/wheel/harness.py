@@ -93,6 +93,22 @@ class Poison(Callback):
 
 
 @dataclass
+class PlantedGradient(Callback):
+    """One entry of the gradient of this optimizer step, counted over the run, on these ranks."""
+
+    at: int
+    value: float = math.inf
+    ranks: tuple[int, ...] = (0, 1)
+    norms: list[float] = field(default_factory=list)  # of every step, before anything is planted
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer) -> None:
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"]]
+        self.norms.append(float(torch.cat([g.flatten() for g in gradients]).norm()))
+        if trainer.global_step == self.at and trainer.global_rank in self.ranks:
+            gradients[0].view(-1)[0] = self.value
+
+
+@dataclass
 class Weights(Callback):
     """The whole state after every optimizer step."""
 

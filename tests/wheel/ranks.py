@@ -20,7 +20,7 @@ from lit_align.data import ListPrompts
 from lit_align.models import CausalPolicy, LoRA
 from lit_align.types import Prompt
 from tests.tiny import PROMPTS, adamw, make_dar, make_data, make_trainer, vowels
-from tests.wheel.harness import Fit, Poison, Recorder, Scores, Weights, differing, fit, patchy
+from tests.wheel.harness import Fit, PlantedGradient, Poison, Recorder, Scores, Weights, differing, fit, patchy
 from tests.wheel.test_normaliser import dar, demonstrations, sft
 from tests.wheel.test_readings import held_out, mixture
 from tests.wheel.test_resume import Saves, everything
@@ -101,6 +101,15 @@ class Ranks:
             "state": result.state,
         }
 
+    def one_bad_gradient(self) -> dict[str, Any]:
+        weights = Weights()
+        result = self.fit("gradient", {"max_epochs": 1}, callbacks=[PlantedGradient(0, ranks=(1,)), weights], micro_batch_prompts=2)
+        return {
+            "skipped": differing(weights.seen[0], weights.seen[1]),
+            "taken": differing(weights.seen[1], weights.seen[2]),
+            "state": result.state,
+        }
+
     def one_silent_rank(self) -> dict[str, Any]:
         """The second rank's annotator has no answer to anything, the first one's has."""
         silent = Scores(lambda prompt, texts: [math.nan] * len(texts) if self.rank else vowels(prompt, texts))
@@ -164,6 +173,7 @@ def main() -> None:
         ranks.adapter,
         ranks.resumed,
         ranks.one_bad_rank,
+        ranks.one_bad_gradient,
         ranks.one_silent_rank,
         ranks.evaluation,
         ranks.mixed,

@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lit_align.algorithms import BatchMean, CentredWeights, ClippedWeights, GroupWeights
 from lit_align.types import UserError
 from tests.tiny import make_dar, vowels
-from tests.wheel.harness import Poison, Scores, Weights, differing, fit
+from tests.wheel.harness import PlantedGradient, Poison, Scores, Weights, differing, fit
 
 FOUR_STEPS: dict[str, Any] = {"micro_batch_prompts": 1, "trainer": {"accumulate_grad_batches": 2, "max_epochs": 1}}
 
@@ -29,6 +29,29 @@ def test_a_step_with_an_infinite_loss_is_left_out(poisoned: int, tiny: str, root
     assert result.trainer.global_step == 4, "it counts as a step all the same"
     assert all(value.isfinite().all() for value in result.state.values())
     assert [math.isfinite(loss) for loss in result.recorder.losses] == [True, False, True, True]
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("planted", [math.inf, math.nan])
+def test_a_step_with_a_gradient_that_is_not_finite_is_left_out(planted: float, accumulate: int, tiny: str, root: Path) -> None:
+    weights, options = Weights(), {"accumulate_grad_batches": accumulate, "max_epochs": 1, "gradient_clip_val": 1.0}
+    plant = PlantedGradient(1, planted)
+    result = fit(root, tiny, callbacks=[plant, weights], micro_batch_prompts=4 // accumulate, prompts_per_rollout=16, trainer=options)
+    assert "optimizer.0.exp_avg" in weights.seen[1]
+    assert differing(weights.seen[1], weights.seen[2]) == ["skipped_steps"]
+    assert "policy.model.model.norm.weight" in differing(weights.seen[2], weights.seen[3]), "the next step is taken"
+    assert result.recorder.metrics[-1]["train/skipped_steps"] == 1.0
+    assert result.trainer.global_step == 4
+    assert all(value.isfinite().all() for value in result.state.values())
+    assert all(math.isfinite(loss) for loss in result.recorder.losses), "its loss was finite"
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_the_norm_of_the_gradient_is_that_before_clipping(accumulate: int, tiny: str, root: Path) -> None:
+    watch, options = PlantedGradient(-1), {"accumulate_grad_batches": accumulate, "gradient_clip_val": 1e-3}
+    result = fit(root, tiny, callbacks=[watch], micro_batch_prompts=8 // accumulate, trainer=options)
+    assert [metrics["train/gradient_norm"] for metrics in result.recorder.metrics] == pytest.approx(watch.norms, rel=1e-5)
+    assert min(watch.norms) > 1e-2
 
 
 def test_a_step_without_a_valid_row_is_left_out(tiny: str, root: Path) -> None:

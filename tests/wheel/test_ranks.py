@@ -128,12 +128,13 @@ def test_an_evaluation_needs_no_such_number(both: list[dict[str, Any]], tiny_wit
     assert result["val/kl_reference"] > 1e-3
 
 
-def test_neither_moves_where_one_has_an_infinite_loss(both: list[dict[str, Any]]) -> None:
+@pytest.mark.parametrize("scenario", ["one_bad_rank", "one_bad_gradient"])
+def test_neither_moves_where_one_has_an_infinite_loss_or_gradient(scenario: str, both: list[dict[str, Any]]) -> None:
     for rank in both:
-        assert rank["one_bad_rank"]["skipped"] == ["skipped_steps"]
-        assert "policy.model.model.norm.weight" in rank["one_bad_rank"]["taken"]
-        assert all(value.isfinite().all() for value in rank["one_bad_rank"]["state"].values())
-    assert differing(both[0]["one_bad_rank"]["state"], both[1]["one_bad_rank"]["state"]) == []
+        assert rank[scenario]["skipped"] == ["skipped_steps"]
+        assert "policy.model.model.norm.weight" in rank[scenario]["taken"]
+        assert all(value.isfinite().all() for value in rank[scenario]["state"].values())
+    assert differing(both[0][scenario]["state"], both[1][scenario]["state"]) == []
 
 
 def test_a_rank_without_valid_rows_takes_the_other_s_step(both: list[dict[str, Any]]) -> None:
