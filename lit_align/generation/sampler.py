@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lit_align.generation.noise import gumbel, row_keys
-from lit_align.generation.stopping import StopStrings, check_stop
+from lit_align.generation.stopping import StopStrings, checked_stop
 from lit_align.types import EncodedPrompt, Policy, Rollouts, Sampler, Stream
 
 
@@ -25,9 +25,8 @@ class CacheSampler(Sampler):
         UserError: if ``stop`` is no list of texts, or one of them is empty; when sampling, if one mixes special tokens and text.
     """
 
-    def __init__(self, max_new_tokens: int = 128, greedy: bool = False, stop: Sequence[str] = ()) -> None:
-        check_stop(stop)
-        self.max_new_tokens, self.greedy, self.stop = max_new_tokens, greedy, tuple(stop)
+    def __init__(self, max_new_tokens: int = 128, greedy: bool = False, stop: list[str] | None = None) -> None:
+        self.max_new_tokens, self.greedy, self.stop = max_new_tokens, greedy, checked_stop(stop or [])
 
     def sample(self, policy: Policy, prompts: Sequence[EncodedPrompt], responses_per_prompt: int, stream: Stream) -> Rollouts:
         """Draw the responses; everything returned is on the policy's device."""

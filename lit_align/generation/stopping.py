@@ -11,8 +11,8 @@ from lit_align.types import Policy, Prompt, UserError
 BROKEN = "\N{REPLACEMENT CHARACTER}"  # what bytes that make no whole character decode to
 
 
-def check_stop(stop: Sequence[str]) -> None:
-    """Refuse what could never end a response, or would end every one.
+def checked_stop(stop: Sequence[str]) -> tuple[str, ...]:
+    """The same strings, if none of them could never end a response, or would end every one.
 
     Raises:
         UserError: if ``stop`` is no sequence of texts, or one of them is empty or no valid text.
@@ -22,6 +22,7 @@ def check_stop(stop: Sequence[str]) -> None:
     for text in stop:
         if not isinstance(text, str) or not text or BROKEN in text:
             raise UserError(f"Each text in the sampler's stop should have at least one character, and only whole ones, got {text!r}.")
+    return tuple(stop)
 
 
 @final

@@ -34,7 +34,7 @@ def run(root: Path, model: str, epochs: int, **options: Any) -> tuple[Fit, Reads
 
 def test_a_stopped_response_is_finished_and_pays_nothing(root: Path, tiny: str) -> None:
     whole, annotator = run(root, tiny, 2)
-    rollouts, annotation, batch = (x[0] for x in (whole.recorder.rollouts, whole.recorder.annotations, whole.recorder.batches))
+    rollouts, annotation, batch = whole.recorder.rollouts[0], whole.recorder.annotations[0], whole.recorder.batches[0]
     by_text = rollouts.finished & ~(rollouts.response_tokens == EOS).any(-1)
     assert by_text.any()
     assert not rollouts.finished.all()
