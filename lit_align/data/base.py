@@ -101,8 +101,7 @@ class AlignmentDataModule(LightningDataModule, ABC):
             self._batch = self.make_rollout(number, self._rank_prompts())
             self._rollout, self._ranks = number, _gathered({name: tensor for name, tensor, _ in self._batch.tensors()})
             self._place = self._reader.state_dict()
-        rows = len(self._batch.scores) * self._trainer.world_size
-        if rows != self.prompts_per_rollout:
+        elif (rows := len(self._batch.scores) * self._trainer.world_size) != self.prompts_per_rollout:
             raise UserError(
                 f"The checkpoint was written inside a rollout of {rows} prompts, but prompts_per_rollout is "
                 f"{self.prompts_per_rollout}. Set it to {rows}, or resume from a checkpoint of a rollout's end."

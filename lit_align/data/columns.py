@@ -1,22 +1,14 @@
 """Which columns of a row hold the prompt: one function for every layout that datasets come in."""
 
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby, takewhile
-from operator import itemgetter
-from typing import Any, TypeGuard
+from itertools import takewhile
+from typing import Any
 
-from lit_align.types import Message, UserError
+from lit_align.data.messages import ASSISTANT, Content, is_list, messages_of, shown, waiting
+from lit_align.types import UserError
 
 Row = Mapping[str, Any]
-Content = str | tuple[Message, ...]
-
-HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
-"""The marks of a transcript, as Anthropic's HH writes one."""
-
-ROLES = {"system": "system", "human": "user", "user": "user", "gpt": "assistant", "chatgpt": "assistant", "assistant": "assistant"}
-"""The speakers of ShareGPT's ``conversations``, as chat templates call them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +44,11 @@ def sharegpt(row: Row, where: str) -> Columns | None:
 def answered_chat(row: Row, where: str) -> Columns | None:
     """``chosen``, and ``rejected`` where there is one, as whole conversations: UltraFeedback's binarised form, with or without the
     text of the prompt beside them. The prompt is the turns that they share, up to the last one that is not the assistant's."""
-    whole = [column for column in ("chosen", "rejected") if _is_list(row.get(column))]
-    if "chosen" not in whole or _is_list(row.get("prompt")):
+    whole = [column for column in ("chosen", "rejected") if is_list(row.get(column))]
+    if "chosen" not in whole or is_list(row.get("prompt")):
         return None
     chats = {column: messages_of(row[column], f"{where}, field {column!r}") for column in whole}
-    prompt = _waiting(_shared(chats.values()))
+    prompt = waiting(_shared(chats.values()))
     if not prompt:
         return None  # an answer alone: the prompt is elsewhere
     return Columns(prompt, frozenset(), {column: chat[len(prompt) :] for column, chat in chats.items()})
@@ -129,7 +121,7 @@ def named(row: Row, prompt_field: str | None, messages_field: str | None, where:
 def conversation_in(row: Row, column: str, where: str) -> Columns:
     """A list of messages in one column, which may end with the answer."""
     messages = messages_of(row[column], f"{where}, field {column!r}")
-    prompt = _waiting(messages)
+    prompt = waiting(messages)
     if not prompt:
         raise UserError(
             f"{where}, field {column!r}: expected a turn that waits for an answer, but every one is the assistant's. Correct the row, or "
@@ -176,70 +168,11 @@ def answer_in(row: Row, column: str, columns: Columns, where: str) -> str | None
     )
 
 
-def as_chat(content: Content) -> tuple[Message, ...]:
-    r"""A text as messages: a transcript (``"\n\nHuman: ...\n\nAssistant:"``) turn by turn, any other as the user's one turn.
-
-    Where one speaker has two turns in a row, as happens in HH, they become one: chat templates insist on changing sides.
-
-    >>> [message["role"] for message in as_chat("\n\nHuman: Hi.\n\nAssistant: Hello!\n\nHuman: And now?\n\nAssistant:")]
-    ['user', 'assistant', 'user']
-    >>> as_chat("Hi.")
-    ({'role': 'user', 'content': 'Hi.'},)
-    """
-    if not isinstance(content, str):
-        return content
-    if not (content.startswith(HUMAN) and content.endswith(ASSISTANT)):
-        return ({"role": "user", "content": content},)
-    parts = re.split(rf"({HUMAN}|{ASSISTANT})", content)[1:-2]  # mark, text, mark, text, ...; the last mark waits
-    roles = {HUMAN: "user", ASSISTANT: "assistant"}
-    turns = groupby(zip(parts[::2], parts[1::2], strict=True), key=itemgetter(0))
-    return tuple({"role": roles[mark], "content": "\n\n".join(text.strip() for _, text in same)} for mark, same in turns)
-
-
-def messages_of(value: object, where: str, expected: str = "a list of messages") -> tuple[Message, ...]:
-    """The messages, checked and with the role and content of ShareGPT's ``from`` and ``value``; further texts in them are kept."""
-    if not _is_list(value) or len(value) == 0:
-        raise UserError(
-            f'{where}: expected {expected} such as [{{"role": "user", "content": "..."}}], got {shown(value)}. '
-            "Correct the row, or set prompt_field or messages_field to another field."
-        )
-    return tuple(_message(message, f"{where}, message {turn} (counted from 0)") for turn, message in enumerate(value))
-
-
-def _message(message: object, where: str) -> Message:
-    if isinstance(message, Mapping):
-        texts = {key: text for key, text in message.items() if isinstance(text, str)}
-        if {"role", "content"} <= texts.keys():
-            return texts
-        if {"from", "value"} <= texts.keys() and texts["from"] in ROLES:
-            return {"role": ROLES[texts.pop("from")], "content": texts.pop("value"), **texts}
-    raise UserError(
-        f"{where}: expected an object with the texts 'role' and 'content' (or 'from', one of {', '.join(ROLES)}, and 'value'), "
-        f"got {shown(message)}. Correct the row, or set prompt_field or messages_field to another field."
-    )
-
-
-def _waiting(messages: Sequence[Message]) -> tuple[Message, ...]:
-    """Up to the last turn that is not the assistant's."""
-    end = max((turn for turn, message in enumerate(messages, start=1) if message["role"] != "assistant"), default=0)
-    return tuple(messages[:end])
-
-
 def _shared(sequences: Iterable[Sequence[Any]]) -> list[Any]:
     """The items that all of them begin with."""
     return [items[0] for items in takewhile(lambda items: items.count(items[0]) == len(items), zip(*sequences, strict=False))]
 
 
-def _is_list(value: object) -> TypeGuard[Sequence[Any]]:
-    return isinstance(value, Sequence) and not isinstance(value, str)
-
-
 def listed(row: Row) -> str:
     """The columns of a row, for an error."""
     return ", ".join(f"{column!r}{' (null)' if value is None else ''}" for column, value in row.items()) or "no field at all"
-
-
-def shown(value: object) -> str:
-    """A value and its type, for an error."""
-    text = repr(value)
-    return f"{text if len(text) <= 80 else text[:77] + '...'} ({type(value).__name__})"

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from lit_align.data.columns import LAYOUTS, answer_in, as_chat, recognised
+from lit_align.data.columns import LAYOUTS, answer_in, recognised
+from lit_align.data.messages import as_chat
 from lit_align.data.sources import JsonlPrompts
 from lit_align.types import UserError
 

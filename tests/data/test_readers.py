@@ -147,6 +147,8 @@ def test_long_prompts_are_dropped_counted_and_told_at_the_end_of_a_reading(read)
     with pytest.warns(UserWarning, match=r"2 of 4 prompts of the stream 'stream' \(50.0%\) are longer than 2 tokens and dropped"):
         assert texts(reader.take(2)) == ["a", "ij"]
     assert reader.metrics() == {"prompts/dropped": 4, "prompts/readings": 1}
+    with pytest.warns(UserWarning, match="2 of 4 prompts"):
+        reader.take(1)
 
 
 @pytest.mark.filterwarnings("ignore:.*are longer")
@@ -215,7 +217,7 @@ def test_a_mixture_keeps_its_shares(x, y, size, read):
 
 def test_each_source_has_its_own_order_and_is_read_again_when_it_ends(policy, read):
     reader = read(mixture(1, 1, x=LETTERS, y=LETTERS))
-    taken = [p for _ in range(10) for p in reader.take(4)]  # two readings of each
+    taken = [p for _ in range(20) for p in reader.take(2)]  # one of each at a time, two readings
     by = {name: [str(p.prompt.content) for p in taken if p.prompt.dataset == name] for name in "xy"}
     for said in by.values():
         assert sorted(said[:10]) == sorted(said[10:]) == LETTERS

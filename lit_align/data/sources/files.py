@@ -8,7 +8,8 @@ from itertools import islice
 from pathlib import Path
 from typing import final
 
-from lit_align.data.columns import Row, shown
+from lit_align.data.columns import Row
+from lit_align.data.messages import shown
 from lit_align.data.sources.rows import RowPrompts, checked
 from lit_align.types import IndexedPrompts, Prompt, PromptStream, UserError
 

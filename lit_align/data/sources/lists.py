@@ -2,7 +2,7 @@
 
 from typing import final
 
-from lit_align.data.columns import shown
+from lit_align.data.messages import shown
 from lit_align.data.sources.rows import prompt_id
 from lit_align.types import IndexedPrompts, Prompt, UserError
 

@@ -6,7 +6,8 @@ from abc import ABC
 from dataclasses import dataclass, field
 from typing import final
 
-from lit_align.data.columns import Row, answer_in, as_chat, listed, named, recognised
+from lit_align.data.columns import Row, answer_in, listed, named, recognised
+from lit_align.data.messages import as_chat
 from lit_align.types import IndexedPrompts, Prompt, PromptSource, PromptStream, UserError
 
 
