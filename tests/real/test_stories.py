@@ -9,6 +9,7 @@ import pytest
 
 from benchmarks.stories import prepare
 from lit_align.cli import main
+from tests.cli import test_stranger as stranger
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 ROLLOUTS, LONG = 30, 90
@@ -74,6 +75,15 @@ def test_the_published_setting_runs_beside_it(world: Path) -> None:
     proxy = curve("stories-dar", "reward/mean")
     print({k: round(v, 3) for k, v in curve("stories-dar", "judge/score").items()}, {k: round(proxy[k], 3) for k in (0, ROLLOUTS - 1)})
     assert proxy[ROLLOUTS - 1] > proxy[0] + 0.1
+
+
+def test_a_strangers_first_run_takes_two_edits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = str(Path(os.environ["LIT_ALIGN_DATA"]).resolve() / "stories260K")
+    stranger.settle(tmp_path, model, monkeypatch)
+    stranger.give_template()
+    stranger.lit_align("check")
+    stranger.lit_align("fit")
+    stranger.check_run(model)
 
 
 def test_multi_turn_prompts_longer_than_the_context_are_dropped_and_counted(world: Path) -> None:
