@@ -68,7 +68,7 @@ class DAR(AlignmentModule):
     def needs(self) -> Needs:
         """The reference, and siblings where baseline, scale or weighting compares them."""
         group = max(self.weighting.smallest_group, self.scale.smallest_group, _smallest_group(self.baseline))
-        return Needs(True, self.weighting.on_policy, group)
+        return Needs(reference=True, on_policy=self.weighting.on_policy, responses=group, sampled=True)
 
     def prepare(self, batch: AlignmentBatch) -> tuple[AlignmentBatch, Diagnostics]:
         """Advantages and weights of a rollout, ``[B, K]``."""
