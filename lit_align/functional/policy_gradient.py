@@ -21,7 +21,7 @@ def clipped_surrogate(
     >>> clipped_surrogate(torch.tensor([[[1.5, 1.5]]]).log(), torch.tensor([[[1.0, -1.0]]]), torch.ones(1, 1, 2, dtype=torch.bool))
     (tensor([[[-1.2000,  1.5000]]]), tensor([[[ True, False]]]))
     """
-    return _clipped(full_precision(log_ratios).where(mask, 0.0).exp(), advantages, low, high)
+    return _clipped(full_precision(log_ratios).where(mask, 0.0), advantages, low, high)
 
 
 def sequence_clipped_surrogate(
@@ -34,7 +34,7 @@ def sequence_clipped_surrogate(
     """
     wide = full_precision(log_ratios).where(mask, 0.0)
     mean = wide.sum(-1, keepdim=True) / mask.sum(-1, keepdim=True).clamp(min=1)
-    return _clipped(mean.expand_as(wide).exp(), advantages, low, high)
+    return _clipped(mean.expand_as(wide), advantages, low, high)
 
 
 def cispo_surrogate(log_ratios: Tensor, advantages: Tensor, mask: Tensor, *, low: float = 1.0, high: float = 4.0) -> tuple[Tensor, Tensor]:
@@ -49,7 +49,8 @@ def cispo_surrogate(log_ratios: Tensor, advantages: Tensor, mask: Tensor, *, low
     return -held * advantages * wide, held != ratios
 
 
-def _clipped(ratios: Tensor, advantages: Tensor, low: float, high: float) -> tuple[Tensor, Tensor]:
+def _clipped(log_ratios: Tensor, advantages: Tensor, low: float, high: float) -> tuple[Tensor, Tensor]:
+    ratios = log_ratios.clamp(max=80).exp()  # infinity times the 0 of a clipped gradient would be NaN
     free, held = ratios * advantages, ratios.clamp(1 - low, 1 + high) * advantages
     return -torch.minimum(free, held), held < free
 
