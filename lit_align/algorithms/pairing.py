@@ -60,7 +60,7 @@ class BestVersusWorst(Pairing):
 @final
 @dataclass(frozen=True)
 class AllPairs(Pairing):
-    """Every two responses of which one was preferred: by the judge where it compared them, else by their scores.
+    """Every two responses of which one was preferred: by a judge of pairs, where it compared them; without one, by their scores.
 
     Args:
         soft: see `Pairing`.
