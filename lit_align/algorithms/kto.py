@@ -62,4 +62,4 @@ class KTO(AlignmentModule):
         good = batch.scores > self.threshold
         gained = response_logps(output.token_logps, batch.loss_mask) - batch.targets
         losses = kto_loss(gained, beta=self.beta, reference_point=0.0, good=good)
-        return torch.where(good, self.good_weight, self.bad_weight) * losses, {}
+        return torch.where(good, self.good_weight * losses, self.bad_weight * losses), {}
