@@ -26,7 +26,9 @@ ADVANTAGES = torch.tensor([[[1.5], [-0.5], [0.25]]], dtype=torch.float64)
 def gradient(surrogate, ratios, advantage):
     """Value, derivative by the log-prob and whether it was clipped, of one-token responses with these ratios."""
     log_ratios = torch.tensor(ratios, dtype=torch.float64).log().view(1, -1, 1).requires_grad_()
-    values, clipped = surrogate(log_ratios, torch.full_like(log_ratios, advantage).detach(), torch.ones(1, len(ratios), 1, dtype=torch.bool))
+    values, clipped = surrogate(
+        log_ratios, torch.full_like(log_ratios, advantage).detach(), torch.ones(1, len(ratios), 1, dtype=torch.bool)
+    )
     (slope,) = torch.autograd.grad(values.sum(), log_ratios)
     return values.flatten().tolist(), slope.flatten().tolist(), clipped.flatten().tolist()
 
