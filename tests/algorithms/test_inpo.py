@@ -1,7 +1,6 @@
 """A round of INPO is DAR's theorem for what the judge prefers; its rounds end at the regularised Nash policy."""
 
 import pytest
-import torch
 from torch.testing import assert_close
 
 from lit_align.algorithms import INPO, IPO, AllPairs

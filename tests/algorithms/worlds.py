@@ -149,7 +149,9 @@ class Groups:
         knowing of probabilities, such as its standard deviation."""
         times = (self.probabilities * rows).round().long()
         return Groups(
-            self.responses.repeat_interleave(times, 0), self.prompts.repeat_interleave(times), torch.ones(int(times.sum())) / rows
+            self.responses.repeat_interleave(times, 0),
+            self.prompts.repeat_interleave(times),
+            torch.ones(int(times.sum()), dtype=torch.float64) / rows,
         )
 
 
@@ -181,6 +183,12 @@ def fitted(module: AlignmentModule, groups: Groups) -> Tensor:
     (slope,) = torch.autograd.grad(loss, output.token_logps)
     totals = torch.zeros_like(REWARDS).index_put_((groups.prompts.unsqueeze(-1), groups.responses), -slope[..., 0], accumulate=True)
     return totals / totals.sum(-1, keepdim=True)
+
+
+def value(policy: TablePolicy, price: float, towards: Tensor = REFERENCE, rewards: Tensor = REWARDS) -> Tensor:
+    """``E[r] - price KL(pi || towards)``, mean over prompts, with gradient: what a policy gradient ascends, without samples."""
+    logps = response_table(policy)
+    return (logps.exp() * (rewards - price * (logps - towards.log()))).sum(-1).mean()
 
 
 def normalised(log_weights: Tensor) -> Tensor:

@@ -181,7 +181,7 @@ def test_alpha_goes_from_reverse_to_forward_kl():
 
 @pytest.mark.parametrize("alpha", [0.0, 1.0, -0.1, 1.5])
 def test_the_ends_of_alpha_are_other_links(alpha):
-    with pytest.raises(ValueError, match="between 0 .reverse_kl. and 1 .forward_kl."):
+    with pytest.raises(ValueError, match=r"between 0 \(reverse_kl\) and 1 \(forward_kl\)"):
         alpha_divergence(torch.zeros(1), alpha=alpha)
 
 
