@@ -8,6 +8,7 @@ import torch
 from torch.testing import assert_close
 
 from lit_align.algorithms import DPO, AllPairs, AlphaDivergence, BestVersusWorst, forward_kl, jensen_shannon, reverse_kl
+from lit_align.types import UserError
 from tests.algorithms.descent import pull, sampled_labels, settled, unlabelled
 from tests.algorithms.published import REFERENCE_SAID, assert_gradients_agree, members, rollout_at_sampling, said, sampling_groups
 from tests.algorithms.worlds import REFERENCE, REWARDS, STARTS, TablePolicy, drawn_by, expected_loss, gradient, normalised
@@ -130,3 +131,25 @@ def test_at_the_reference_links_pull_alike_and_jensen_shannon_half_as_hard():
     for link in (forward_kl, AlphaDivergence(0.5)):
         assert_close(pulls[link], pulls[reverse_kl])
     assert_close(pulls[jensen_shannon], pulls[reverse_kl] / 2)
+
+
+def test_the_winner_is_pulled_as_hard_as_the_loser_is_pushed():
+    module = make(beta=0.5)
+    batch, _ = module.prepare(drawn_by(module, torch.tensor([0, 1]), torch.tensor([[1, 2, 3], [2, 3, 4]])))
+    output = module.policy(batch)
+    losses, _ = module.objective(batch, output)
+    (slope,) = torch.autograd.grad(losses.where(~batch.pairs.isnan(), 0.0).sum(), output.token_logps)
+    assert_close(slope[..., 0], torch.tensor([[-0.25, 0.25, 0.0], [0.0, 0.25, -0.25]], dtype=torch.float64))  # beta / 2
+    assert_close(slope[..., 1], slope[..., 0])
+
+
+@pytest.mark.parametrize("chance", [-0.1, 0.5, 1.0])
+def test_labels_that_are_wrong_half_the_time_are_refused(chance):
+    with pytest.raises(UserError, match=f"below 0.5, got {chance}"):
+        make(label_smoothing=chance)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 1.0, 1.5])
+def test_the_ends_of_alpha_are_other_links(alpha):
+    with pytest.raises(UserError, match="the ends are the links reverse_kl and forward_kl"):
+        AlphaDivergence(alpha)

@@ -1,12 +1,14 @@
 """A round of INPO is DAR's theorem for what the judge prefers; its rounds end at the regularised Nash policy."""
 
+import math
+
 import pytest
 from torch.testing import assert_close
 
-from lit_align.algorithms import INPO, IPO, AllPairs
+from lit_align.algorithms import INPO, IPO, AllPairs, ClippedWeights, FixedScale, leave_one_out
 from lit_align.types import UserError
 from tests.algorithms.descent import BEATS, judged
-from tests.algorithms.worlds import REFERENCE, SAMPLING, Groups, TablePolicy, expected_loss, gradient, normalised
+from tests.algorithms.worlds import REFERENCE, SAMPLING, Groups, TablePolicy, expected_loss, fitted, gradient, make_module, normalised
 
 PRICES = [(0.5, 0.2), (0.5, 0.0), (0.3, 0.3)]
 prices = pytest.mark.parametrize(("eta", "tau"), PRICES)
@@ -34,6 +36,16 @@ def test_at_the_theorem_the_expected_gradient_is_nothing(eta, tau, k):
     assert gradient(module, expected_loss(module, groups, batch)[0]).abs().max() < 1e-9
     module.policy.become(SAMPLING)
     assert gradient(module, expected_loss(module, groups, batch)[0]).abs().max() > 1e-3
+
+
+def test_a_round_is_one_of_dar():
+    """DAR, scored by how often a response beats the policy, gives the policy at which INPO's expected gradient is nothing."""
+    module = INPO(TablePolicy(REFERENCE), eta=0.5, tau=0.2, pairing=AllPairs(soft=True))
+    groups, batch = round_at(SAMPLING, module)
+    dar = make_module(now=SAMPLING, alpha=0.2, beta=0.3, weighting=ClippedWeights(math.inf), baseline=leave_one_out, scale=FixedScale())
+    chances = (BEATS * SAMPLING.unsqueeze(-2)).sum(-1)[groups.prompts.unsqueeze(-1), groups.responses]
+    module.policy.become(fitted(dar, groups, scores=chances))
+    assert gradient(module, expected_loss(module, groups, batch)[0]).abs().max() < 1e-9
 
 
 def test_with_all_of_the_price_on_the_reference_it_is_ipo():

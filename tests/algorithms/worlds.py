@@ -176,10 +176,10 @@ def expected_loss(
     return (chances * losses.where(chances > 0, 0.0)).sum() / chances.sum(), output, batch
 
 
-def fitted(module: AlignmentModule, groups: Groups) -> Tensor:
+def fitted(module: AlignmentModule, groups: Groups, **options: Any) -> Tensor:
     """The policy that minimises the expected loss of a weighted imitation, ``[P, R]``: each response as likely as its share of
     the weight. The weight is read off the module's own loss, as its derivative by the response's log-prob."""
-    loss, output, _ = expected_loss(module, groups)
+    loss, output, _ = expected_loss(module, groups, **options)
     (slope,) = torch.autograd.grad(loss, output.token_logps)
     totals = torch.zeros_like(REWARDS).index_put_((groups.prompts.unsqueeze(-1), groups.responses), -slope[..., 0], accumulate=True)
     return totals / totals.sum(-1, keepdim=True)
