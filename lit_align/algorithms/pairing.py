@@ -45,7 +45,7 @@ class BestVersusWorst(Pairing):
     """The response with the highest score against the one with the lowest: at most one pair per prompt, two forwards for any K.
 
     Args:
-        soft: see `Pairing`; two that a judge did not compare are no pair then.
+        soft: see `Pairing`; two that a judge did not compare, or could not tell apart, are no pair then.
     """
 
     def choose(self, batch: AlignmentBatch) -> Tensor:
@@ -53,8 +53,8 @@ class BestVersusWorst(Pairing):
         chosen = best_versus_worst(batch.scores, batch.valid)
         if batch.preferences is None:
             return chosen
-        asked = batch.preferences.isfinite()
-        return chosen & (asked | (not self.soft))
+        told = batch.preferences.isfinite() & (batch.preferences != 0.5)
+        return chosen & (told | (not self.soft))
 
 
 @final

@@ -110,6 +110,18 @@ def test_what_was_not_asked_or_not_valid_reaches_no_gradient(link, pairing):
     assert_close(results[0], results[1])
 
 
+@pytest.mark.parametrize(("told", "pairs"), [(0.7, 1), (0.5, 0), (math.nan, 0)])
+def test_a_soft_label_needs_a_judge_that_could_tell(told, pairs):
+    """The first is best and the second worst by what was said of them and a third; a coin flip between the two is no label."""
+    p = torch.tensor([[math.nan, told, 0.9], [1 - told, math.nan, 0.4], [0.1, 0.6, math.nan]], dtype=torch.float64)
+    options = {"preferences": p.unsqueeze(0), "scores": p.nanmean(-1).unsqueeze(0) + torch.tensor([[0.0, -1.0, 0.0]])}
+    for soft, expected in ((True, pairs), (False, 1)):
+        batch, _ = make(pairing=BestVersusWorst(soft=soft)).prepare(
+            drawn_by(make(), torch.tensor([0]), torch.tensor([[0, 1, 2]]), **options)
+        )
+        assert (~batch.pairs.isnan()).nonzero().tolist() == [[0, 0, 1]] * expected
+
+
 def test_label_smoothing_is_a_softer_label():
     """Smoothed by a fifth, a hard label is P = .8: the gradient is nothing at a margin of logit(.8) / beta."""
     module = make(beta=0.5, label_smoothing=0.2)
