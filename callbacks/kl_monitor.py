@@ -23,8 +23,9 @@ class KLMonitor(RolloutCallback):
       :math:`KL(\pi_t \| \pi_{ref})` that can be negative.
     - ``kl/reference_standard_error``: its standard error, prompts being the independent draws, not the responses to one prompt.
     - ``kl/sampling``, at the epoch's end: the mean over its micro-batches of :math:`\log \pi_t - \log \pi_\theta`, an estimate
-      of how far training has moved from the policy that sampled. 0 with one optimizer step per rollout; after a resume in the
-      middle of an epoch, of the rest of it.
+      of how far training has moved from the policy that sampled, over the responses that were trained on (a chosen few for
+      algorithms that pair or pick). 0 with one optimizer step per rollout; after a resume in the middle of an epoch, of the
+      rest of it.
 
     Args:
         ceiling: in nats, on ``kl/reference``. A rollout above it is not trained on: the run ends there, and the weights, like
@@ -62,9 +63,10 @@ class KLMonitor(RolloutCallback):
     ) -> None:
         """Measure against the reference."""
         divergence = batch.sampling_response_logps - batch.reference_response_logps  # [B, K]
-        kl = global_mean(divergence, batch.valid)
-        off = (divergence - kl).where(batch.valid, 0.0).sum(-1)  # [B]
-        sums = torch.stack([off.square().sum(), batch.valid.sum().float(), batch.valid.any(-1).sum().float()])
+        valid = annotation.valid  # an algorithm may train on fewer, and choose them by their scores
+        kl = global_mean(divergence, valid)
+        off = (divergence - kl).where(valid, 0.0).sum(-1)  # [B]
+        sums = torch.stack([off.square().sum(), valid.sum().float(), valid.any(-1).sum().float()])
         squares, responses, prompts = global_sum(sums).tolist()
         self._kl = float(kl)
         metrics = {"kl/reference": self._kl}
@@ -86,8 +88,8 @@ class KLMonitor(RolloutCallback):
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: AlignmentBatch, batch_idx: int) -> None:
         """Add up how far this micro-batch has moved."""
         if batch.sampling_logps is not None:
-            moved = (batch.sampling_response_logps - outputs["logps"]).where(batch.valid, 0.0).sum()
-            here = torch.stack([moved, batch.valid.sum().to(moved.dtype)])
+            moved = (batch.sampling_response_logps - outputs["logps"]).where(batch.used, 0.0).sum()
+            here = torch.stack([moved, batch.used.sum().to(moved.dtype)])
             self._moved = here if self._moved is None else self._moved + here
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

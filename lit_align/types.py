@@ -20,7 +20,7 @@ Message = Mapping[str, str]
 """One turn of a chat: ``{"role": ..., "content": ...}``."""
 
 Diagnostics = dict[str, Tensor]
-"""Detached quantities keyed ``group/quantity``: one per response ``[B, K]``, or one for all ``[]``."""
+"""Detached quantities keyed ``group/quantity``: one per response ``[B, K]``, pair ``[B, K, K]`` or prompt ``[B]``, or one ``[]``."""
 
 
 class UserError(Exception):
@@ -156,10 +156,13 @@ class AlignmentBatch(TensorRecord):
     reference_logps: Tensor | None = axes("BKT", default=None)
     advantages: Tensor | None = axes("BK|BKT", default=None)
     weights: Tensor | None = axes("BK", default=None)
-    # Valid responses (tokens) of the optimizer step over all ranks and micro-batches, divided by world size x accumulation,
-    # because Lightning and DDP divide by these once more. Set by the loader after ``prepare``.
+    targets: Tensor | None = axes("BK", default=None)  # nats; what an objective compares response log-probs with
+    pairs: Tensor | None = axes("BKK", default=None)  # P(i should beat j) of each pair to train on; NaN where there is none
+    # Valid responses (tokens, pairs) of the optimizer step over all ranks and micro-batches, divided by world size x
+    # accumulation, because Lightning and DDP divide by these once more. Set by the loader after ``prepare``.
     response_normaliser: Tensor | None = axes("", default=None)
     token_normaliser: Tensor | None = axes("", default=None)
+    pair_normaliser: Tensor | None = axes("", default=None)
     dropout_seed: int | None = None  # a function of (seed, rollout, micro-batch, rank)
 
     @classmethod
@@ -185,6 +188,21 @@ class AlignmentBatch(TensorRecord):
         trim = {"P": slice(start, None), "T": slice(0, end)}
         return picked.map_tensors(lambda tensor, letters: tensor[..., trim[letters[-1]]] if letters[-1:] in trim else tensor)
 
+    def responses(self, rows: Tensor, columns: Tensor) -> "AlignmentBatch":
+        """These responses only, ``[N]`` row and column numbers, each as a prompt with K = 1; without what compares siblings."""
+        single = replace(self, preferences=None, pairs=None)
+        return single.map_tensors(lambda x, a: x[rows, columns].unsqueeze(1) if a[:2] == "BK" else x[rows] if a[:1] == "B" else x)
+
+    @property
+    def used(self) -> Tensor:
+        """Which responses an objective can depend on, bool ``[B, K]``: the valid ones with a weight, and in a pair, where
+        ``prepare`` made weights or pairs."""
+        used = self.valid if self.weights is None else self.valid & (self.weights != 0)
+        if self.pairs is None:
+            return used
+        paired = ~self.pairs.isnan()
+        return used & (paired.any(-1) | paired.any(-2))
+
     @property
     def sampling_response_logps(self) -> Tensor:
         """``log pi_t(y|x)`` in nats, ``[B, K]``."""
@@ -195,10 +213,24 @@ class AlignmentBatch(TensorRecord):
         """``log pi_ref(y|x)`` in nats, ``[B, K]``."""
         return self._summed(self.reference_logps, "reference_logps")
 
+    def above_sampling(self, token_logps: Tensor) -> Tensor:
+        """``log pi_theta - log pi_t`` of every token in nats, 0 outside the loss mask, ``[B, K, T]``."""
+        return self._masked(token_logps - self._filled(self.sampling_logps, "sampling_logps"))
+
+    def above_reference(self, token_logps: Tensor) -> Tensor:
+        """``log pi_theta - log pi_ref`` of every token in nats, 0 outside the loss mask, ``[B, K, T]``."""
+        return self._masked(token_logps - self._filled(self.reference_logps, "reference_logps"))
+
     def _summed(self, token_logps: Tensor | None, name: str) -> Tensor:
+        return self._masked(self._filled(token_logps, name)).sum(-1)
+
+    def _masked(self, token_values: Tensor) -> Tensor:
+        return token_values.where(self.loss_mask, 0.0)
+
+    def _filled(self, token_logps: Tensor | None, name: str) -> Tensor:
         if token_logps is None:
             raise ValueError(f"This batch has no {name}: sampled data has them, and `needs` must ask for a reference.")
-        return token_logps.where(self.loss_mask, 0.0).sum(-1)
+        return token_logps
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -235,11 +267,13 @@ class StepOutput(TypedDict):
 @dataclass(frozen=True, slots=True)
 class Needs:
     """What an algorithm, or a callback, wants: log-probs of the reference; samples of exactly the policy being trained
-    (``on_policy``: one optimizer step per rollout); at least so many ``responses`` per prompt."""
+    (``on_policy``: one optimizer step per rollout); at least so many ``responses`` per prompt; log-probs of the policy that
+    ``sampled``, which fixed data don't have."""
 
     reference: bool = False
     on_policy: bool = False
     responses: int = 1
+    sampled: bool = False
 
     def __or__(self, other: "Needs") -> "Needs":
         return Needs(*(max(getattr(self, f.name), getattr(other, f.name)) for f in fields(self)))

@@ -32,8 +32,9 @@ def full(batch: AlignmentBatch) -> AlignmentBatch:
     """Every field filled."""
     per_response = torch.arange(6.0).view(3, 2)
     preferences = torch.arange(12.0).view(3, 2, 2)
-    filled = replace(batch, preferences=preferences, reference_logps=batch.sampling_logps, advantages=per_response, weights=-per_response)
-    return replace(filled, response_normaliser=torch.tensor(6.0), token_normaliser=torch.tensor(12.0), dropout_seed=3)
+    made = {"advantages": per_response, "weights": -per_response, "targets": per_response + 1, "pairs": preferences / 12}
+    counts = {"response_normaliser": torch.tensor(6.0), "token_normaliser": torch.tensor(12.0), "pair_normaliser": torch.tensor(5.0)}
+    return replace(batch, preferences=preferences, reference_logps=batch.sampling_logps, **made, **counts, dropout_seed=3)
 
 
 def test_a_wrong_rank_names_the_field_the_axes_and_the_shape(batch: AlignmentBatch) -> None:
@@ -92,9 +93,43 @@ def test_rows_are_those_asked_for_without_columns_that_are_padding_in_all(index,
     assert found.reference_logps is not None
     assert found.sampling_logps.tolist() == whole.sampling_logps[index, :, :length].tolist()
     assert found.reference_logps.tolist() == found.sampling_logps.tolist()
-    for name in ("scores", "valid", "finished", "optimizer_steps", "prompt_ids", "weights", "advantages", "preferences"):
+    for name in (
+        "scores",
+        "valid",
+        "finished",
+        "optimizer_steps",
+        "prompt_ids",
+        "weights",
+        "advantages",
+        "targets",
+        "pairs",
+        "preferences",
+    ):
         assert getattr(found, name).tolist() == getattr(whole, name)[index].tolist(), name
-    assert (found.response_normaliser, found.token_normaliser, found.dropout_seed) == (6.0, 12.0, 3)
+    assert (found.response_normaliser, found.token_normaliser, found.pair_normaliser, found.dropout_seed) == (6.0, 12.0, 5.0, 3)
+
+
+def test_single_responses_are_prompts_of_their_own(batch: AlignmentBatch) -> None:
+    found = full(batch).responses(torch.tensor([2, 0, 0]), torch.tensor([1, 1, 0]))
+    whole = full(batch)
+    assert found.pairs is found.preferences is None
+    for name in ("response_tokens", "response_mask", "sampling_logps", "weights", "targets", "valid"):
+        expected = getattr(whole, name)
+        assert getattr(found, name).tolist() == torch.stack([expected[2, 1], expected[0, 1], expected[0, 0]]).unsqueeze(1).tolist(), name
+    assert found.prompt_ids.tolist() == [102, 100, 100]
+    assert found.prompt_tokens.tolist() == whole.prompt_tokens[[2, 0, 0]].tolist()
+
+
+def test_what_is_used_is_valid_weighted_and_in_a_pair(batch: AlignmentBatch) -> None:
+    everything = torch.ones(3, 2, dtype=torch.bool)
+    assert replace(batch, valid=everything).used.all()
+    valid = torch.tensor([[True, False], [True, True], [True, True]])
+    assert replace(batch, valid=valid).used.tolist() == valid.tolist()
+    weights = torch.tensor([[1.0, 1.0], [0.0, -1.0], [2.0, 0.0]])
+    assert replace(batch, valid=valid, weights=weights).used.tolist() == [[True, False], [False, True], [True, False]]
+    pairs = torch.full((3, 2, 2), torch.nan)
+    pairs[1, 1, 0] = 0.0
+    assert replace(batch, valid=everything, pairs=pairs).used.tolist() == [[False, False], [True, True], [False, False]]
 
 
 def test_rows_of_spare_padding_and_of_empty_responses() -> None:

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from lit_align.algorithms.heldout import prediction_rows, sample_metrics, unlabelled_batch
-from lit_align.algorithms.reduction import counted, reduced, valid_like, widened
+from lit_align.algorithms.reduction import counted, normaliser, reduced, scattered, widened
 from lit_align.algorithms.resume import rewind
 from lit_align.functional.distributed import global_mean, global_sum
 from lit_align.functional.gradients import squared_norm_share
@@ -66,7 +66,8 @@ class AlignmentModule(LightningModule, ABC):
 
     @abstractmethod
     def objective(self, batch: AlignmentBatch, output: PolicyOutput) -> tuple[Tensor, Diagnostics]:
-        """A loss for every response ``[B, K]``, or for every token ``[B, K, T]``. The base class reduces it, once."""
+        """A loss for every response ``[B, K]``, for every token ``[B, K, T]`` or, where ``prepare`` made pairs, for every pair
+        ``[B, K, K]``. The base class reduces it, once. Log-probs of responses that are not ``batch.used`` are 0."""
 
     @property
     def reference(self) -> Reference:
@@ -82,12 +83,17 @@ class AlignmentModule(LightningModule, ABC):
         """Reference log-probs where someone needs them, then the algorithm's own columns."""
         if batch.sampling_logps is not None:
             batch = self._with_training_logps(batch, chunk_prompts)
+        elif needs.sampled:
+            raise UserError(
+                f"{type(self).__name__} trains on samples of the policy, but these data are fixed: use OnlineDataModule, or an algorithm "
+                "for fixed data, such as SFT or DPO."
+            )
         if needs.reference:
             rows = torch.arange(len(batch.scores), device=batch.scores.device).split(chunk_prompts)
             logps = [widened(self.reference.token_logps(part := batch.rows(r)), batch, part) for r in rows]
             batch = replace(batch, reference_logps=torch.cat(logps))
         batch, diagnostics = self.prepare(batch)
-        self.log_rollout({name: global_mean(value, valid_like(value, batch.valid)) for name, value in diagnostics.items()})
+        self.log_rollout({name: global_mean(value, counted(value, batch)) for name, value in diagnostics.items()})
         return batch, diagnostics
 
     @final
@@ -109,10 +115,10 @@ class AlignmentModule(LightningModule, ABC):
         """One micro-batch: the sum of its losses over the normaliser of the whole optimizer step."""
         if batch.dropout_seed is not None:
             torch.manual_seed(batch.dropout_seed)
-        output = self.policy(batch)
+        output = self._read(batch)
         losses, diagnostics = self.objective(batch, output)
         loss = reduced(losses, batch)
-        self._account(loss, diagnostics, batch)
+        self._account(loss, normaliser(losses, batch), diagnostics, batch)
         logps = response_logps(output.token_logps.detach(), batch.loss_mask)
         step = StepOutput(loss=loss, losses=losses.detach(), logps=logps, diagnostics=diagnostics)
         if batch.weights is not None:
@@ -207,9 +213,21 @@ class AlignmentModule(LightningModule, ABC):
                 stacklevel=2,
             )
 
-    def _account(self, loss: Tensor, diagnostics: Diagnostics, batch: AlignmentBatch) -> None:
+    def _read(self, batch: AlignmentBatch) -> PolicyOutput:
+        """What the policy says of the responses that the objective depends on: of K = 8, best against worst reads 2."""
+        used = batch.used
+        if used.all():
+            return self.policy(batch)
+        rows, columns = used.nonzero(as_tuple=True)
+        if not len(rows):  # sharded policies need every rank in every forward
+            rows = columns = rows.new_zeros(1)
+        single = batch.responses(rows, columns)
+        output: PolicyOutput = self.policy(single.rows(torch.arange(len(rows), device=rows.device)))
+        return PolicyOutput(token_logps=scattered(output.token_logps, rows, columns, batch))
+
+    def _account(self, loss: Tensor, count: Tensor, diagnostics: Diagnostics, batch: AlignmentBatch) -> None:
         """Add a micro-batch to the sums of its optimizer step; under accumulation Lightning would log the last one only."""
-        bad = ~loss.detach().isfinite() | (batch.response_normaliser == 0)
+        bad = ~loss.detach().isfinite() | (count == 0)
         entries = {"bad": bad.float(), "train/loss": loss.detach().float()}
         for name, value in diagnostics.items():
             entries[name] = reduced(value.detach().float(), batch) if value.dim() else value.detach().float()
@@ -223,8 +241,12 @@ class AlignmentModule(LightningModule, ABC):
                 reference = response_logps(self.reference.token_logps(scored), scored.loss_mask)
                 metrics["kl_reference"] = scored.sampling_response_logps - reference, torch.ones_like(scored.finished)
         else:
-            losses, _ = self.objective(batch, self.policy(batch))
-            metrics = {"loss": (losses, counted(losses, batch))}
+            if self.needs.reference:
+                batch = replace(batch, reference_logps=self.reference.token_logps(batch))
+            batch, _ = self.prepare(batch)
+            losses, diagnostics = self.objective(batch, self._read(batch))
+            named = {"loss": losses} | {name.rpartition("/")[2]: value for name, value in diagnostics.items()}
+            metrics = {name: (value, counted(value, batch)) for name, value in named.items()}
         for name, (values, which) in metrics.items():  # on every rank, also where nothing counts
             size = int(which.sum())
             mean = values.where(which, 0.0).sum() / max(size, 1)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import final
 
+import torch
 from torch import Tensor
 
 from lit_align.functional.advantages import group_centred, leave_one_out
@@ -12,7 +13,7 @@ from lit_align.functional.distributed import global_mean
 Baseline = Callable[[Tensor, Tensor], Tensor]
 """From scores and valid ``[B, K]`` to advantages ``[B, K]``, 0 where not valid."""
 
-__all__ = ["Baseline", "BatchMean", "group_centred", "leave_one_out"]
+__all__ = ["Baseline", "BatchMean", "group_centred", "leave_one_out", "smallest_group"]
 
 
 @final
@@ -26,3 +27,12 @@ class BatchMean:
     def __call__(self, scores: Tensor, valid: Tensor) -> Tensor:
         """Advantages ``[B, K]``."""
         return (scores - global_mean(scores, valid)).where(valid, 0.0)
+
+
+def smallest_group(baseline: Baseline) -> int:
+    """The least K that it works with. A baseline that compares siblings refuses a lone response; ask it."""
+    try:
+        baseline(torch.zeros(1, 1), torch.ones(1, 1, dtype=torch.bool))
+    except ValueError:
+        return 2
+    return 1

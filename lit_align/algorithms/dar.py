@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lit_align.algorithms.base import AlignmentModule, OptimizerCallable, ScheduleCallable
-from lit_align.algorithms.baselines import Baseline
+from lit_align.algorithms.baselines import Baseline, smallest_group
 from lit_align.algorithms.scales import AdvantageScale, BatchStd
 from lit_align.algorithms.weighting import ClippedWeights, KLTarget, Weighting
 from lit_align.functional.advantages import comparable, group_centred
@@ -67,8 +67,8 @@ class DAR(AlignmentModule):
     @property
     def needs(self) -> Needs:
         """The reference, and siblings where baseline, scale or weighting compares them."""
-        group = max(self.weighting.smallest_group, self.scale.smallest_group, _smallest_group(self.baseline))
-        return Needs(True, self.weighting.on_policy, group)
+        group = max(self.weighting.smallest_group, self.scale.smallest_group, smallest_group(self.baseline))
+        return Needs(reference=True, on_policy=self.weighting.on_policy, responses=group, sampled=True)
 
     def prepare(self, batch: AlignmentBatch) -> tuple[AlignmentBatch, Diagnostics]:
         """Advantages and weights of a rollout, ``[B, K]``."""
@@ -96,12 +96,3 @@ class DAR(AlignmentModule):
         """``-w log pi(y|x)``, ``[B, K]``."""
         assert batch.weights is not None
         return -batch.weights * response_logps(output.token_logps, batch.loss_mask), {}
-
-
-def _smallest_group(baseline: Baseline) -> int:
-    """A baseline that compares siblings refuses a lone response; ask it."""
-    try:
-        baseline(torch.zeros(1, 1), torch.ones(1, 1, dtype=torch.bool))
-    except ValueError:
-        return 2
-    return 1

@@ -1,4 +1,4 @@
-"""From a loss for every response or token to one number for the optimizer step."""
+"""From a loss for every response, token or pair to one number for the optimizer step."""
 
 import torch
 from torch import Tensor
@@ -7,31 +7,44 @@ from lit_align.types import AlignmentBatch
 
 
 def counted(values: Tensor, batch: AlignmentBatch) -> Tensor:
-    """Which losses count: those of valid responses ``[B, K]``, or of their tokens ``[B, K, T]``."""
-    return batch.valid.unsqueeze(-1) & batch.loss_mask if values.dim() == 3 else batch.valid
+    """Which losses count: those of valid responses ``[B, K]``, of their tokens ``[B, K, T]`` or, where ``prepare`` made pairs,
+    of the pairs ``[B, K, K]``. A number for all ``[]`` always does."""
+    if values.dim() < 2:
+        return torch.ones_like(values, dtype=torch.bool)
+    if values.dim() == 2:
+        return batch.valid
+    return batch.valid.unsqueeze(-1) & batch.loss_mask if batch.pairs is None else ~batch.pairs.isnan()
+
+
+def normaliser(values: Tensor, batch: AlignmentBatch) -> Tensor:
+    """What the sum of such losses is divided by, ``[]``.
+
+    Raises:
+        ValueError: if the batch did not come from a data module's loader.
+    """
+    per_triple = batch.token_normaliser if batch.pairs is None else batch.pair_normaliser
+    found = per_triple if values.dim() == 3 else batch.response_normaliser
+    if found is None:
+        raise ValueError("This batch did not come from the data module's loader: it has no normaliser.")
+    return found
 
 
 def reduced(values: Tensor, batch: AlignmentBatch) -> Tensor:
     """Their sum over the normaliser of the whole optimizer step, ``[]``.
 
-    Summed over micro-batches and ranks, and averaged as Lightning and DDP do, this is the mean over the valid responses (tokens)
-    of the global step, however it is cut.
-
-    Raises:
-        ValueError: if the batch did not come from a data module's loader.
+    Summed over micro-batches and ranks, and averaged as Lightning and DDP do, this is the mean over the valid responses (tokens,
+    pairs) of the global step, however it is cut.
     """
-    normaliser = batch.token_normaliser if values.dim() == 3 else batch.response_normaliser
-    if normaliser is None:
-        raise ValueError("This batch did not come from the data module's loader: it has no normaliser.")
-    return values.where(counted(values, batch), 0.0).sum() / normaliser.clamp(min=1e-9)
-
-
-def valid_like(values: Tensor, valid: Tensor) -> Tensor:
-    """``valid`` where ``values`` has one number per response ``[B, K]``, everything where it has not."""
-    return valid if values.shape == valid.shape else torch.ones_like(values, dtype=torch.bool)
+    return values.where(counted(values, batch), 0.0).sum() / normaliser(values, batch).clamp(min=1e-9)
 
 
 def widened(token_logps: Tensor, batch: AlignmentBatch, part: AlignmentBatch) -> Tensor:
     """Token log-probs of some rows ``[b, K, t]``: zero outside the response, and as wide as the whole batch, ``[b, K, T]``."""
     missing = batch.response_mask.shape[-1] - token_logps.shape[-1]
     return torch.nn.functional.pad(token_logps.where(part.response_mask, 0.0), (0, missing))
+
+
+def scattered(values: Tensor, rows: Tensor, columns: Tensor, batch: AlignmentBatch) -> Tensor:
+    """What was computed for some responses ``[N, 1, t]`` at their place in the batch, 0 elsewhere, ``[B, K, T]``."""
+    wide = torch.nn.functional.pad(values, (0, batch.response_mask.shape[-1] - values.shape[-1]))
+    return values.new_zeros(batch.response_mask.shape).index_put((rows, columns), wide.squeeze(1))

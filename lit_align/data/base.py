@@ -110,17 +110,20 @@ class AlignmentDataModule(LightningDataModule, ABC):
 
     def _loader(self, number: int, batch: AlignmentBatch) -> RolloutLoader:
         trainer, micro = self._trainer, self.micro_batch_prompts
-        responses = batch.valid.sum(-1)  # [B]
-        tokens = (batch.loss_mask & batch.valid.unsqueeze(-1)).sum((-1, -2))  # [B]
-        counts = torch.stack([responses, tokens]).view(2, -1, self._step_rows).sum(-1)  # [2, steps]
+        counted = {
+            "response_normaliser": batch.valid,
+            "token_normaliser": batch.loss_mask & batch.valid.unsqueeze(-1),
+            "pair_normaliser": torch.zeros_like(batch.valid) if batch.pairs is None else ~batch.pairs.isnan(),
+        }
+        counts = torch.stack([which.reshape(-1, self._step_rows, which[0].numel()).sum((1, 2)) for which in counted.values()])  # [3, steps]
         counts = global_sum(counts.to(trainer.strategy.root_device)).cpu()
         normalisers = counts / (trainer.world_size * trainer.accumulate_grad_batches)
         plan = []
         for step in schedule(counts.shape[1], self.inner_epochs, self.seed, number):
-            by_response, by_token = normalisers[:, step].unbind()
+            of_step = dict(zip(counted, normalisers[:, step], strict=True))
             for start in range(step * self._step_rows, (step + 1) * self._step_rows, micro):
                 seed = derived_seed(self.seed, "dropout", number, len(plan), trainer.global_rank)
-                plan.append(MicroBatch(torch.arange(start, start + micro), by_response, by_token, seed))
+                plan.append(MicroBatch(torch.arange(start, start + micro), of_step, seed))
         return RolloutLoader(batch, plan)
 
     @final

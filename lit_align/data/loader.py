@@ -1,7 +1,7 @@
 """Sized loaders: one over a rollout that knows its place, one over held-out prompts that is never early."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, final
 
@@ -13,11 +13,10 @@ from lit_align.types import AlignmentBatch, EncodedPrompt
 
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
-    """Which rows are trained on together, and what their summed losses are divided by."""
+    """Which rows are trained on together, and what their summed losses are divided by: the batch's ``*_normaliser`` fields."""
 
     rows: Tensor  # [b]
-    response_normaliser: Tensor  # []
-    token_normaliser: Tensor  # []
+    normalisers: Mapping[str, Tensor]  # [] each
     dropout_seed: int
 
 
@@ -37,12 +36,7 @@ class RolloutLoader:
         start, self._start = self._start, 0
         for position in range(start, len(self.plan)):
             micro, self._position = self.plan[position], position + 1
-            yield replace(
-                self.batch.rows(micro.rows),
-                response_normaliser=micro.response_normaliser,
-                token_normaliser=micro.token_normaliser,
-                dropout_seed=micro.dropout_seed,
-            )
+            yield replace(self.batch.rows(micro.rows), **micro.normalisers, dropout_seed=micro.dropout_seed)
 
     def state_dict(self) -> dict[str, int]:
         """How many micro-batches have been given out."""

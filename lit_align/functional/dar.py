@@ -13,7 +13,7 @@ import math
 import torch
 from torch import Tensor
 
-from lit_align.functional.advantages import leave_one_out, require_siblings
+from lit_align.functional.advantages import group_centred, leave_one_out, require_siblings
 from lit_align.functional.logprobs import full_precision
 
 
@@ -128,6 +128,54 @@ def dar_group_weights(
         valid = torch.ones_like(log_weights, dtype=torch.bool)
     shares = log_weights.where(valid, -math.inf).softmax(-1)  # a row without a valid response is nan, which the next line leaves out
     return (shares * valid.sum(-1, keepdim=True)).where(valid, 0.0)
+
+
+def dar_regression_targets(advantages: Tensor, reference_logps: Tensor, sampling_logps: Tensor, *, alpha: float, beta: float) -> Tensor:
+    r"""Where Theorem 4.1 has the log-prob of every response, up to the same constant for all of a prompt.
+
+    .. math:: \log \pi^* + \log Z(x) = \frac{\alpha \log\pi_{ref} + \beta \log\pi_t + A}{\alpha+\beta}
+
+    Args:
+        advantages, reference_logps, sampling_logps, alpha, beta: as of ``dar_weights``.
+
+    Returns:
+        Nats without gradient, ``[B, K]``.
+
+    Raises:
+        ValueError: if ``alpha + beta`` is not positive.
+
+    >>> advantages, same = torch.tensor([[-1.0, 1.0]]), torch.tensor([[-9.0, -9.0]])
+    >>> dar_regression_targets(advantages, same, same, alpha=0.1, beta=0.4)
+    tensor([[-11.,  -7.]])
+    """
+    log_weights = dar_log_weights(advantages, reference_logps, sampling_logps, alpha=alpha, beta=beta)
+    return full_precision(sampling_logps.detach()) + log_weights
+
+
+def dar_regression_loss(logps: Tensor, targets: Tensor, valid: Tensor) -> Tensor:
+    r"""How far log-probs are from their targets, apart from what a prompt's responses have in common.
+
+    .. math:: \ell_k = \frac{K}{2(K-1)} (z_k - \bar z)^2, \qquad z = \log\pi_\theta - target
+
+    The mean over k is the unbiased sample variance of z, halved. Its gradient at ``pi_theta = pi_t`` is that of leave-one-out
+    REINFORCE on the regularised reward, divided by ``alpha + beta``. Source of the form: REBEL, https://arxiv.org/abs/2404.16767.
+
+    Args:
+        logps: ``log pi_theta(y|x)``, with gradient, ``[B, K]``.
+        targets: of ``dar_regression_targets``, ``[B, K]``.
+        valid: bool, ``[B, K]``; K in the formula counts the valid ones.
+
+    Returns:
+        One loss per response, 0 where not valid or alone, ``[B, K]``.
+
+    Raises:
+        ValueError: at K = 1, where there is nothing to compare.
+
+    >>> dar_regression_loss(torch.tensor([[-8.0, -8.0]]), torch.tensor([[-11.0, -7.0]]), torch.tensor([[True, True]]))
+    tensor([[4., 4.]])
+    """
+    count = valid.sum(-1, keepdim=True)
+    return group_centred(logps - targets, valid).square() * count / (2 * (count - 1)).clamp(min=1)
 
 
 def centred_weights(weights: Tensor, valid: Tensor | None = None) -> Tensor:

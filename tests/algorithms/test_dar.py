@@ -35,13 +35,13 @@ def prepared(module, prompts=PROMPTS, responses=RESPONSES, **options):
 @pytest.mark.parametrize(
     ("options", "needs"),
     [
-        ({}, Needs(reference=True, responses=2)),
-        ({"baseline": leave_one_out, "scale": FixedScale()}, Needs(reference=True, responses=2)),
-        ({"baseline": BatchMean()}, Needs(reference=True, responses=1)),
-        ({"baseline": BatchMean(), "weighting": GroupWeights()}, Needs(reference=True, responses=2)),
-        ({"baseline": BatchMean(), "weighting": CentredWeights()}, Needs(reference=True, on_policy=True, responses=2)),
-        ({"baseline": BatchMean(), "scale": ReferenceStd()}, Needs(reference=True, responses=2)),
-        ({"baseline": BatchMean(), "scale": RunningMax()}, Needs(reference=True, responses=2)),
+        ({}, Needs(reference=True, responses=2, sampled=True)),
+        ({"baseline": leave_one_out, "scale": FixedScale()}, Needs(reference=True, responses=2, sampled=True)),
+        ({"baseline": BatchMean()}, Needs(reference=True, responses=1, sampled=True)),
+        ({"baseline": BatchMean(), "weighting": GroupWeights()}, Needs(reference=True, responses=2, sampled=True)),
+        ({"baseline": BatchMean(), "weighting": CentredWeights()}, Needs(reference=True, on_policy=True, responses=2, sampled=True)),
+        ({"baseline": BatchMean(), "scale": ReferenceStd()}, Needs(reference=True, responses=2, sampled=True)),
+        ({"baseline": BatchMean(), "scale": RunningMax()}, Needs(reference=True, responses=2, sampled=True)),
     ],
 )
 def test_needs_are_those_of_the_parts(options, needs):
@@ -160,7 +160,7 @@ def test_the_training_step_is_the_mean_over_valid_responses():
     step = module.training_step(batch, 0)
     logps = response_logps(module.policy(batch).token_logps, batch.loss_mask)
     assert_close(step["loss"], -(batch.weights * logps)[valid].mean())
-    assert_close(step["logps"], logps.detach())
+    assert_close(step["logps"], logps.detach().where(valid, 0.0))  # what is not trained on is not read
     assert step["loss"].requires_grad
     assert not step["losses"].requires_grad
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_align.algorithms import DAR, AlignmentModule
+from lit_align.algorithms.reduction import counted
 from lit_align.types import AlignmentBatch, Policy, PolicyOutput, Prompt, Reference, Rollouts
 from tests.tiny import sgd
 
@@ -22,6 +23,8 @@ MASK = torch.tensor([[True, False], [True, True], [True, True], [True, True], [T
 REWARDS = torch.tensor([[0.0, 1.0, -0.5, 0.3, 0.8], [2.0, 0.5, 0.0, -1.0, 0.4]], dtype=torch.float64)  # [P, R]
 REFERENCE = torch.tensor([[0.3, 0.1, 0.25, 0.2, 0.15], [0.1, 0.3, 0.2, 0.35, 0.05]], dtype=torch.float64)
 SAMPLING = torch.tensor([[0.15, 0.3, 0.2, 0.1, 0.25], [0.25, 0.15, 0.1, 0.2, 0.3]], dtype=torch.float64)  # of some later rollout
+LATER = torch.tensor([[0.08, 0.27, 0.35, 0.12, 0.18], [0.4, 0.05, 0.15, 0.3, 0.1]], dtype=torch.float64)  # after some steps on it
+STARTS = {"reference": REFERENCE, "elsewhere": SAMPLING}  # from which an optimum is to be reached
 
 
 @final
@@ -48,8 +51,7 @@ class TablePolicy(Policy):
     @property
     def probabilities(self) -> Tensor:
         """Of every response, ``[P, R]``."""
-        prompts = torch.arange(len(self.first))
-        return token_table(self, prompts).where(MASK, 0.0).sum(-1).exp().detach()
+        return response_table(self).exp().detach()
 
     def forward(self, batch: AlignmentBatch | Rollouts) -> PolicyOutput:
         prompts, tokens = batch.prompt_tokens[:, -1], batch.response_tokens  # [B], [B, K, T]
@@ -87,10 +89,11 @@ class TableReference(Reference):
         return self.policy(batch).token_logps.where(batch.response_mask, 0.0)
 
 
-@torch.no_grad()
-def token_table(policy: TablePolicy, prompts: Tensor) -> Tensor:
-    """Log-probs of the tokens of every response to these prompts, ``[B, R, T]``."""
-    return policy(make_batch(prompts, torch.arange(len(RESPONSES)).expand(len(prompts), -1))).token_logps
+def response_table(policy: TablePolicy) -> Tensor:
+    """Log-probs of every response to every prompt, with gradient, ``[P, R]``."""
+    prompts = torch.arange(len(policy.first))
+    batch = make_batch(prompts, torch.arange(len(RESPONSES)).expand(len(prompts), -1))
+    return policy(batch).token_logps.where(MASK, 0.0).sum(-1)
 
 
 def make_batch(prompts: Tensor, responses: Tensor, **options: Any) -> AlignmentBatch:
@@ -146,7 +149,9 @@ class Groups:
         knowing of probabilities, such as its standard deviation."""
         times = (self.probabilities * rows).round().long()
         return Groups(
-            self.responses.repeat_interleave(times, 0), self.prompts.repeat_interleave(times), torch.ones(int(times.sum())) / rows
+            self.responses.repeat_interleave(times, 0),
+            self.prompts.repeat_interleave(times),
+            torch.ones(int(times.sum()), dtype=torch.float64) / rows,
         )
 
 
@@ -159,23 +164,31 @@ def make_module(start: Tensor = REFERENCE, now: Tensor | None = None, **options:
 
 
 def expected_loss(
-    module: AlignmentModule, groups: Groups, batch: AlignmentBatch | None = None
+    module: AlignmentModule, groups: Groups, batch: AlignmentBatch | None = None, **options: Any
 ) -> tuple[Tensor, PolicyOutput, AlignmentBatch]:
-    """The mean over prompts and responses of what the module minimises; ``batch`` as prepared in an earlier call."""
+    """What the module minimises over optimizer steps of many prompts: the mean over what it counts (responses, tokens or pairs).
+    ``batch`` is as prepared in an earlier call, ``options`` are fields of a new one."""
     if batch is None:
-        batch, _ = module.prepare(drawn_by(module, groups.prompts, groups.responses))
+        batch, _ = module.prepare(drawn_by(module, groups.prompts, groups.responses, **options))
     output = module.policy(batch)
     losses, _ = module.objective(batch, output)
-    return (groups.probabilities.unsqueeze(-1) * losses.where(batch.valid, 0.0)).sum() / losses.shape[1], output, batch
+    chances = groups.probabilities.view(-1, *[1] * (losses.dim() - 1)).where(counted(losses, batch), 0.0)
+    return (chances * losses.where(chances > 0, 0.0)).sum() / chances.sum(), output, batch
 
 
-def fitted(module: AlignmentModule, groups: Groups) -> Tensor:
+def fitted(module: AlignmentModule, groups: Groups, **options: Any) -> Tensor:
     """The policy that minimises the expected loss of a weighted imitation, ``[P, R]``: each response as likely as its share of
     the weight. The weight is read off the module's own loss, as its derivative by the response's log-prob."""
-    loss, output, _ = expected_loss(module, groups)
+    loss, output, _ = expected_loss(module, groups, **options)
     (slope,) = torch.autograd.grad(loss, output.token_logps)
     totals = torch.zeros_like(REWARDS).index_put_((groups.prompts.unsqueeze(-1), groups.responses), -slope[..., 0], accumulate=True)
     return totals / totals.sum(-1, keepdim=True)
+
+
+def value(policy: TablePolicy, price: float, towards: Tensor = REFERENCE, rewards: Tensor = REWARDS) -> Tensor:
+    """``E[r] - price KL(pi || towards)``, mean over prompts, with gradient: what a policy gradient ascends, without samples."""
+    logps = response_table(policy)
+    return (logps.exp() * (rewards - price * (logps - towards.log()))).sum(-1).mean()
 
 
 def normalised(log_weights: Tensor) -> Tensor:

@@ -17,9 +17,13 @@ RESPONSES = [[[3, 1], [4, 5, 6, 1]], [[1], [7, 1]], [[8, 9, 1], [3]], [[5, 1], [
 ROWS = [[0, 1], [2, 3], [2, 3], [0, 1]]
 
 
+def normalisers(i: int) -> dict[str, torch.Tensor]:
+    return {"response_normaliser": torch.tensor(10.0 + i), "token_normaliser": torch.tensor(20.0 + i)}
+
+
 @pytest.fixture
 def loader() -> RolloutLoader:
-    plan = [MicroBatch(torch.tensor(rows), torch.tensor(10.0 + i), torch.tensor(20.0 + i), 30 + i) for i, rows in enumerate(ROWS)]
+    plan = [MicroBatch(torch.tensor(rows), normalisers(i), 30 + i) for i, rows in enumerate(ROWS)]
     return RolloutLoader(as_batch(make_rollouts(PROMPTS, RESPONSES, pad_id=0)), plan)
 
 

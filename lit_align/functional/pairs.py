@@ -1,0 +1,76 @@
+"""Which two responses to a prompt are compared: matrices ``[B, K, K]`` whose entry ``(i, j)`` is about i beating j.
+
+A pair stands in the matrix once, where its winner comes first. Equal scores, a preference of exactly 1/2 and what was not valid make no
+pair: a coin flip is no label.
+"""
+
+import torch
+from torch import Tensor
+
+from lit_align.functional.advantages import require_siblings
+from lit_align.functional.logprobs import full_precision
+
+
+def best_versus_worst(scores: Tensor, valid: Tensor) -> Tensor:
+    """The best valid response of a prompt against its worst: at most one pair; of equal ones the first.
+
+    Args:
+        scores: larger is better, ``[B, K]``.
+        valid: bool, ``[B, K]``.
+
+    Returns:
+        bool, ``[B, K, K]``.
+
+    Raises:
+        ValueError: at K = 1.
+
+    >>> best_versus_worst(torch.tensor([[1.0, 3.0, 2.0]]), torch.tensor([[True, True, True]])).nonzero().tolist()
+    [[0, 1, 0]]
+    """
+    require_siblings(scores, "best_versus_worst", "an algorithm that needs no pairs, such as DAR or KTO")
+    best = scores.where(valid, -torch.inf).argmax(-1, keepdim=True)  # [B, 1]
+    worst = scores.where(valid, torch.inf).argmin(-1, keepdim=True)
+    differ = (scores.gather(-1, best) > scores.gather(-1, worst)) & (valid.sum(-1, keepdim=True) >= 2)
+    first = torch.zeros_like(valid).scatter(-1, best, differ)
+    second = torch.zeros_like(valid).scatter(-1, worst, differ)
+    return first.unsqueeze(-1) & second.unsqueeze(-2)
+
+
+def all_pairs_from_scores(scores: Tensor, valid: Tensor) -> Tensor:
+    """Every two valid responses of a prompt whose scores differ; ``[B, K]`` to bool ``[B, K, K]``.
+
+    >>> all_pairs_from_scores(torch.tensor([[1.0, 1.0, 2.0]]), torch.tensor([[True, True, True]])).nonzero().tolist()
+    [[0, 2, 0], [0, 2, 1]]
+    """
+    require_siblings(scores, "all_pairs_from_scores", "an algorithm that needs no pairs, such as DAR or KTO")
+    return _both(valid) & (scores.unsqueeze(-1) > scores.unsqueeze(-2))
+
+
+def all_pairs_from_preferences(preferences: Tensor, valid: Tensor) -> Tensor:
+    """Every two valid responses of which one was preferred; ``[B, K, K]`` (NaN where not asked) to bool ``[B, K, K]``.
+
+    >>> all_pairs_from_preferences(torch.tensor([[[torch.nan, 0.7], [0.3, torch.nan]]]), torch.tensor([[True, True]])).nonzero().tolist()
+    [[0, 0, 1]]
+    """
+    require_siblings(valid, "all_pairs_from_preferences", "an algorithm that needs no pairs, such as DAR or KTO")
+    return _both(valid) & (preferences > 0.5)
+
+
+def bradley_terry(scores: Tensor) -> Tensor:
+    r"""P(i beats j) = :math:`\sigma(r_i - r_j)`: what scores of a reward model say of a pair, ``[B, K]`` to ``[B, K, K]``."""
+    wide = full_precision(scores)
+    return (wide.unsqueeze(-1) - wide.unsqueeze(-2)).sigmoid()
+
+
+def same_tokens(tokens: Tensor, mask: Tensor) -> Tensor:
+    """Which two responses of a prompt are the same, token for token: ``[B, K, T]`` twice to bool ``[B, K, K]``.
+
+    >>> same_tokens(torch.tensor([[[5, 1], [5, 1], [5, 7]]]), torch.tensor([[[True, True], [True, True], [True, False]]]))[0, 0].tolist()
+    [True, True, False]
+    """
+    shown = tokens.where(mask, -1)
+    return (shown.unsqueeze(2) == shown.unsqueeze(1)).all(-1)
+
+
+def _both(valid: Tensor) -> Tensor:
+    return valid.unsqueeze(-1) & valid.unsqueeze(-2)
