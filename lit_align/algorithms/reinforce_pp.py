@@ -9,6 +9,7 @@ from torch import Tensor
 from lit_align.algorithms.base import AlignmentModule, OptimizerCallable, ScheduleCallable
 from lit_align.algorithms.baselines import Baseline
 from lit_align.algorithms.surrogates import Clip, Surrogate, mean_per_response, token_mean
+from lit_align.functional.advantages import comparable
 from lit_align.functional.distributed import global_mean, global_std
 from lit_align.functional.policy_gradient import kl_to_go
 from lit_align.types import AlignmentBatch, Diagnostics, Needs, Policy, PolicyOutput, UserError
@@ -57,15 +58,16 @@ class ReinforcePP(AlignmentModule):
 
     def prepare(self, batch: AlignmentBatch) -> tuple[AlignmentBatch, Diagnostics]:
         """Advantages of every token of a rollout, ``[B, K, T]``."""
-        scores = batch.scores if self.baseline is None else self.baseline(batch.scores, batch.valid)
-        mask = batch.loss_mask & batch.valid.unsqueeze(-1)
+        valid = batch.valid if self.baseline is None else comparable(batch.valid)
+        scores = batch.scores if self.baseline is None else self.baseline(batch.scores, valid)
+        mask = batch.loss_mask & valid.unsqueeze(-1)
         returns = scores.unsqueeze(-1).expand(mask.shape)
         if self.beta:
             assert batch.sampling_logps is not None
             returns = returns - self.beta * kl_to_go(batch.above_reference(batch.sampling_logps), batch.loss_mask)
         if self.whiten:
             returns = (returns - global_mean(returns, mask)) / global_std(returns, mask).clamp(min=1e-4)
-        return replace(batch, advantages=returns.where(mask, 0.0)), {}
+        return replace(batch, valid=valid, advantages=returns.where(mask, 0.0)), {}
 
     def objective(self, batch: AlignmentBatch, output: PolicyOutput) -> tuple[Tensor, Diagnostics]:
         """Losses of tokens, ``[B, K, T]``."""
