@@ -100,12 +100,12 @@ class Driver:
         return self._plain[name, k]
 
     def step(
-        self, case: Case, batch: AlignmentBatch, micro: int | None = None, moved: bool = True, precision: str = "32-true", trim: bool = True
+        self, case: Case, batch: AlignmentBatch, micro: int | None = None, moves: int = 2, precision: str = "32-true", trim: bool = True
     ) -> Step:
         """Prepare ``batch`` and take its one optimizer step in micro-batches of ``micro`` prompts (None: all together).
 
-        ``moved``: reference, sampling policy and policy are three. Without ``trim`` the forward sees the columns that are padding in
-        every row.
+        ``moves``: how often the policy moves; after 0 it still is reference and sampler, after 1 the sampler, after 2 the three
+        differ. Without ``trim`` the forward sees the columns that are padding in every row.
         """
         rows = len(batch.scores)
         micro = rows if micro is None else micro
@@ -114,18 +114,29 @@ class Driver:
         module = case.module(self.policy)
         module._trainer = trainer
         with trainer.precision_plugin.forward_context():
-            self._move(1, moved)
+            self._move(1, moves > 0)
             with torch.no_grad():
                 sampled = self.policy(batch).token_logps.where(batch.response_mask, 0.0)
             prepared, _ = module.prepare_rollout(replace(batch, sampling_logps=sampled), module.needs, 2)
-            self._move(2, moved)
+            self._move(2, moves > 1)
             self._accumulate(module, prepared, micro, trim)
         sums = {name: float(value) * micro / rows for name, value in module._sums.items()}
         return Step(self._gradient(), module._pending | sums)
 
-    def lean(self, batch: AlignmentBatch) -> Tensor:
+    @torch.no_grad()
+    def loved_by_the_reference(self, batch: AlignmentBatch) -> Tensor:
+        """How much likelier the reference finds each response than the policy after its first move, in nats, ``[B, K]``."""
+        logps = []
+        for moved in (False, True):
+            self.policy.load_state_dict(self.start)
+            self._move(1, moved)
+            logps.append(response_logps(self.policy(batch).token_logps, batch.loss_mask))
+        return logps[0] - logps[1]
+
+    def lean(self, batch: AlignmentBatch, moved: bool = False) -> Tensor:
         """The direction in which the best response to every prompt gains most on its worst, flat."""
         self.policy.load_state_dict(self.start)
+        self._move(1, moved)
         self.policy.zero_grad()
         logps = response_logps(self.policy(batch).token_logps, batch.loss_mask)
         best, worst = batch.scores.argmax(-1, keepdim=True), batch.scores.argmin(-1, keepdim=True)

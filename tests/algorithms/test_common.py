@@ -13,13 +13,14 @@ import pytest
 import torch
 
 from lit_align import algorithms
-from lit_align.algorithms import AlignmentModule
+from lit_align.algorithms import AlignmentModule, FixedScale, PreferenceModule, SumOver
 from lit_align.types import UserError
 from tests.algorithms.cases import CASES, Case
 from tests.algorithms.drive import Driver, Step, assert_same, columns, invalid, padded, rows
 from tests.tiny import make_data, make_trainer, write_tiny
 
 EVERY = pytest.mark.parametrize("name", CASES)
+PRICE = {"dar regression": {"scale": FixedScale()}, "grpo": {"beta": 1.0, "normaliser": SumOver(1.0)}}
 LONE = [name for name, case in CASES.items() if case.lone]
 
 
@@ -123,9 +124,30 @@ def test_the_better_response_gains(name: str, driver: Driver) -> None:
     case = CASES[name]
     batch = driver.batch(case)
     lean = driver.lean(batch)
-    step = driver.step(case, batch, moved=False)
+    step = driver.step(case, batch, moves=0)
     cosine = float(-step.gradient @ lean / lean.norm() / step.size)
     assert cosine > 0.4 if case.directed else abs(cosine) < 0.4
+
+
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if issubclass(case.kind, PreferenceModule)])
+def test_the_reference_is_where_margins_begin(name: str, driver: Driver) -> None:
+    case = CASES[name]
+    margin = driver.step(case, driver.batch(case), moves=0).metrics["pairs/margin"]
+    if case.module(driver.policy).needs.reference:
+        assert margin == pytest.approx(0.0, abs=1e-4)
+    else:
+        assert abs(margin) > 0.01
+
+
+@pytest.mark.parametrize("name", ["dar centred", "dar regression", "dar policy gradient", "rloo", "reinforce++ baseline", "grpo"])
+def test_the_reference_pulls(name: str, driver: Driver) -> None:
+    """Where scores are equal, what the reference finds likelier than the policy gains on what it finds less likely."""
+    case = CASES[name]
+    batch = driver.batch(case)
+    loved = driver.loved_by_the_reference(batch)
+    lean = driver.lean(replace(batch, scores=loved), moved=True)
+    step = driver.step(replace(case, options={**case.options, **PRICE.get(name, {})}), replace(batch, scores=torch.zeros(4, 4)), moves=1)
+    assert float(-step.gradient @ lean / lean.norm() / step.size) > 0.3
 
 
 @EVERY
@@ -135,7 +157,7 @@ def test_siblings_of_equal_score(name: str, driver: Driver) -> None:
     batch = driver.batch(case)
     prompt_score = batch.scores[:, :1].expand_as(batch.scores)
     tied = replace(batch, scores=prompt_score, preferences=None if batch.preferences is None else batch.preferences * 0 + 0.5)
-    assert taught(driver.step(case, tied, moved=False)) == case.equal
+    assert taught(driver.step(case, tied, moves=0)) == case.equal
 
 
 @EVERY
@@ -145,7 +167,7 @@ def test_siblings_of_the_same_tokens(name: str, driver: Driver) -> None:
     batch = driver.batch(case)
     first = columns(batch, [0, 0, 0, 0])
     same = replace(first, scores=batch.scores, preferences=batch.preferences)
-    assert taught(driver.step(case, same, moved=False)) == case.identical
+    assert taught(driver.step(case, same, moves=0)) == case.identical
 
 
 @pytest.mark.parametrize("name", LONE)
@@ -166,7 +188,7 @@ def test_bfloat16_is_the_same_step_within_five_percent(name: str, driver: Driver
     to 3%."""
     case = CASES[name]
     batch = driver.batch(case)
-    whole, half = (driver.step(case, batch, moved=False, precision=precision) for precision in ("32-true", "bf16-mixed"))
+    whole, half = (driver.step(case, batch, moves=0, precision=precision) for precision in ("32-true", "bf16-mixed"))
     assert 1e-4 < whole.distance(half) < 0.05
 
 
