@@ -8,7 +8,7 @@ TORCH := $(shell sed -n 's/^torch==/&/p' constraints.txt)
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-slow test-real check check-format check-lint check-types check-layers format clean
+.PHONY: help setup quickstart test test-slow test-real mutate check check-format check-lint check-types check-layers format clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*  ## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,6 +39,9 @@ test-real: export LIT_ALIGN_DATA := $(or $(LIT_ALIGN_DATA),$(realpath ../shared/
 test-real: $(READY)  ## Run the tests on real data, from the folder LIT_ALIGN_DATA
 	@if [ -z "$$LIT_ALIGN_DATA" ]; then echo "No real data: set LIT_ALIGN_DATA to its folder. Nothing was tested."; \
 	else $(BIN)/python -m pytest -m real || { code=$$?; [ $$code = 5 ] && echo "No test is marked real: nothing was tested." || exit $$code; }; fi
+
+mutate: $(READY)  ## Make the mistakes of scripts/mutations.toml, one at a time, and fail if no test notices (about 15 minutes on 2 cores)
+	$(BIN)/python scripts/mutate.py
 
 check: check-format check-lint check-types check-layers  ## Check format, lint, types and who imports whom (-k: all of them, whatever fails)
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lit_align.algorithms.base import AlignmentModule, OptimizerCallable, ScheduleCallable
 from lit_align.algorithms.baselines import Baseline, smallest_group
-from lit_align.algorithms.scales import AdvantageScale, BatchStd
+from lit_align.algorithms.scales import AdvantageScale, BatchStd, measured
 from lit_align.algorithms.weighting import ClippedWeights, KLTarget, Weighting
 from lit_align.functional.advantages import comparable, group_centred
 from lit_align.functional.distributed import global_mean
@@ -74,14 +74,12 @@ class DAR(AlignmentModule):
         """Advantages and weights of a rollout, ``[B, K]``."""
         valid = comparable(batch.valid) if self.needs.responses > 1 else batch.valid  # [B, K]
         divergence = batch.sampling_response_logps - batch.reference_response_logps  # [B, K]
-        kl, drift = global_mean(divergence, valid), global_mean(divergence.abs(), valid)
         if self.kl_target is not None:
-            self.price_factor.copy_(self.kl_target.moved(self.price_factor, kl))
+            self.price_factor.copy_(self.kl_target.moved(self.price_factor, global_mean(divergence, valid)))
         alpha, beta = self.alpha * float(self.price_factor), self.beta * float(self.price_factor)
 
         advantages = self.baseline(batch.scores, valid)  # [B, K]
-        scale = self.scale.measure(self.measured_scale, batch.scores, advantages, valid, batch.optimizer_steps, drift)  # [B]
-        self.measured_scale.copy_(scale[-1])
+        scale = measured(self.scale, self.measured_scale, batch, advantages, valid)  # [B]
         advantages = advantages / scale.unsqueeze(-1)
         batch = replace(batch, valid=valid, advantages=advantages)
         weights, diagnostics = self.weighting.weigh(batch, advantages, alpha=alpha, beta=beta)

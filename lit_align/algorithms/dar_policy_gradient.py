@@ -7,9 +7,8 @@ import torch
 from torch import Tensor
 
 from lit_align.algorithms.base import AlignmentModule, OptimizerCallable, ScheduleCallable
-from lit_align.algorithms.scales import AdvantageScale, ReferenceStd
+from lit_align.algorithms.scales import AdvantageScale, ReferenceStd, measured
 from lit_align.functional.advantages import comparable, leave_one_out
-from lit_align.functional.distributed import global_mean
 from lit_align.functional.logprobs import response_logps
 from lit_align.types import AlignmentBatch, Diagnostics, Needs, Policy, PolicyOutput, UserError
 
@@ -51,10 +50,10 @@ class DARPolicyGradient(AlignmentModule):
         lr_schedule: ScheduleCallable | None = None,
     ) -> None:
         super().__init__(policy, optimizer, lr_schedule)
+        self.register_buffer("measured_scale", torch.zeros(()))
         if alpha < 0 or beta < 0:
             raise UserError(f"alpha and beta are prices and can't be negative, got alpha = {alpha} and beta = {beta}.")
         self.alpha, self.beta, self.scale, self.max_ratio = alpha, beta, scale, max_ratio
-        self.register_buffer("measured_scale", torch.zeros(()))
 
     @property
     def needs(self) -> Needs:
@@ -63,11 +62,9 @@ class DARPolicyGradient(AlignmentModule):
 
     def prepare(self, batch: AlignmentBatch) -> tuple[AlignmentBatch, Diagnostics]:
         """What a response is worth beyond its siblings, the reference's price taken off, ``[B, K]``."""
-        valid = comparable(batch.valid)
         divergence = batch.sampling_response_logps - batch.reference_response_logps  # [B, K]
-        plain, drift = leave_one_out(batch.scores, valid), global_mean(divergence.abs(), valid)
-        scale = self.scale.measure(self.measured_scale, batch.scores, plain, valid, batch.optimizer_steps, drift)  # [B]
-        self.measured_scale.copy_(scale[-1])
+        valid = comparable(batch.valid)
+        scale = measured(self.scale, self.measured_scale, batch, leave_one_out(batch.scores, valid), valid)  # [B]
         advantages = leave_one_out(batch.scores / scale.unsqueeze(-1) - self.alpha * divergence, valid)
         return replace(batch, valid=valid, advantages=advantages), {"kl/price": self.alpha * scale.mean()}
 

@@ -7,10 +7,9 @@ import torch
 from torch import Tensor
 
 from lit_align.algorithms.base import AlignmentModule, OptimizerCallable, ScheduleCallable
-from lit_align.algorithms.scales import AdvantageScale, ReferenceStd
+from lit_align.algorithms.scales import AdvantageScale, ReferenceStd, measured
 from lit_align.functional.advantages import comparable, group_centred
 from lit_align.functional.dar import dar_regression_loss, dar_regression_targets
-from lit_align.functional.distributed import global_mean
 from lit_align.functional.logprobs import response_logps
 from lit_align.types import AlignmentBatch, Diagnostics, Needs, Policy, PolicyOutput, UserError
 
@@ -64,9 +63,7 @@ class DARRegression(AlignmentModule):
         valid = comparable(batch.valid)
         sampling, reference = batch.sampling_response_logps, batch.reference_response_logps
         advantages = group_centred(batch.scores, valid)
-        drift = global_mean((sampling - reference).abs(), valid)
-        scale = self.scale.measure(self.measured_scale, batch.scores, advantages, valid, batch.optimizer_steps, drift)  # [B]
-        self.measured_scale.copy_(scale[-1])
+        scale = measured(self.scale, self.measured_scale, batch, advantages, valid)  # [B]
         advantages = advantages / scale.unsqueeze(-1)
         targets = dar_regression_targets(advantages, reference, sampling, alpha=self.alpha, beta=self.beta)
         return replace(batch, valid=valid, advantages=advantages, targets=targets), {"kl/price": self.alpha * scale.mean()}

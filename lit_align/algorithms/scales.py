@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from lit_align.functional.advantages import within_group_variance
-from lit_align.functional.distributed import global_sum
-from lit_align.types import UserError
+from lit_align.functional.distributed import global_mean, global_sum
+from lit_align.types import AlignmentBatch, UserError
 
 
 class AdvantageScale(ABC):
@@ -135,6 +135,22 @@ class FixedScale(AdvantageScale):
     def measure(self, previous: Tensor, scores: Tensor, advantages: Tensor, valid: Tensor, steps: Tensor, drift: Tensor) -> Tensor:
         """See `AdvantageScale.measure`."""
         return scores.new_full((len(scores),), self.value)
+
+
+def measured(scale: AdvantageScale, memory: Tensor, batch: AlignmentBatch, advantages: Tensor, valid: Tensor) -> Tensor:
+    """What ``scale`` finds in a rollout, for every prompt ``[B]``. ``memory`` ``[]``, the algorithm's buffer, is brought up to date.
+
+    Args:
+        scale: of the algorithm.
+        memory: what the last rollout measured.
+        batch: with sampling and reference log-probs.
+        advantages: the scores minus their baseline, ``[B, K]``.
+        valid: which of them count, bool ``[B, K]``.
+    """
+    drift = global_mean((batch.sampling_response_logps - batch.reference_response_logps).abs(), valid)
+    found = scale.measure(memory, batch.scores, advantages, valid, batch.optimizer_steps, drift)
+    memory.copy_(found[-1])
+    return found
 
 
 def _within_group_std(scores: Tensor, valid: Tensor) -> Tensor:

@@ -65,7 +65,7 @@ def bradley_terry(scores: Tensor) -> Tensor:
 def same_tokens(tokens: Tensor, mask: Tensor) -> Tensor:
     """Which two responses of a prompt are the same, token for token: ``[B, K, T]`` twice to bool ``[B, K, K]``.
 
-    >>> same_tokens(torch.tensor([[[5, 1], [5, 1], [5, 7]]]), torch.tensor([[[True, True], [True, True], [True, False]]]))[0, 0].tolist()
+    >>> same_tokens(torch.tensor([[[5, 1], [5, 1], [5, 1]]]), torch.tensor([[[True, True], [True, True], [True, False]]]))[0, 0].tolist()
     [True, True, False]
     """
     shown = tokens.where(mask, -1)

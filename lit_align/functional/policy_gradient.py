@@ -18,8 +18,8 @@ def clipped_surrogate(
 
     Sources: PPO, equation 7, https://arxiv.org/abs/1707.06347; two bounds as in DAPO, equation 10, https://arxiv.org/abs/2503.14476.
 
-    >>> clipped_surrogate(torch.tensor([[[1.5, 1.5]]]).log(), torch.tensor([[[1.0, -1.0]]]), torch.ones(1, 1, 2, dtype=torch.bool))
-    (tensor([[[-1.2000,  1.5000]]]), tensor([[[ True, False]]]))
+    >>> clipped_surrogate(torch.tensor([1.5, 1.5]).log(), torch.tensor([1.0, -1.0]), torch.tensor([True, True]), high=0.28)
+    (tensor([-1.2800,  1.5000]), tensor([ True, False]))
     """
     return _clipped(full_precision(log_ratios).where(mask, 0.0), advantages, low, high)
 
@@ -42,6 +42,11 @@ def cispo_surrogate(log_ratios: Tensor, advantages: Tensor, mask: Tensor, *, low
 
     ``low = 1`` is no lower bound. The value is of ``log_ratios`` in place of ``log pi``: they differ by what has no gradient.
     Source: MiniMax-M1, equations 4 and 5, https://arxiv.org/abs/2506.13585.
+
+    >>> log_ratios = torch.tensor([2.0, 7.0]).log().requires_grad_()
+    >>> losses, clipped = cispo_surrogate(log_ratios, torch.tensor([1.0, 1.0]), torch.tensor([True, True]))
+    >>> torch.autograd.grad(losses.sum(), log_ratios)[0], clipped
+    (tensor([-2., -5.]), tensor([False,  True]))
     """
     wide = full_precision(log_ratios).where(mask, 0.0)
     ratios = wide.detach().exp()
@@ -57,18 +62,30 @@ def _clipped(log_ratios: Tensor, advantages: Tensor, low: float, high: float) ->
 
 def mean_per_response(losses: Tensor, mask: Tensor) -> Tensor:
     """The mean over a response's tokens, so that every response counts the same: ``[B, K, T]`` to ``[B, K]``. GRPO's, which makes
-    a token of a short response count more."""
+    a token of a short response count more.
+
+    >>> mean_per_response(torch.tensor([[[1.0, 3.0, 9.0]]]), torch.tensor([[[True, True, False]]]))
+    tensor([[2.]])
+    """
     return losses.where(mask, 0.0).sum(-1) / mask.sum(-1).clamp(min=1)
 
 
 def sum_over(losses: Tensor, mask: Tensor, *, tokens: float) -> Tensor:
     """The sum over a response's tokens divided by a constant: ``[B, K, T]`` to ``[B, K]``. Dr. GRPO's, without bias for a length.
-    Source: https://arxiv.org/abs/2503.20783."""
+    Source: https://arxiv.org/abs/2503.20783.
+
+    >>> sum_over(torch.tensor([[[1.0, 3.0, 9.0]]]), torch.tensor([[[True, True, False]]]), tokens=8.0)
+    tensor([[0.5000]])
+    """
     return losses.where(mask, 0.0).sum(-1) / tokens
 
 
 def kl_to_go(token_kl: Tensor, mask: Tensor) -> Tensor:
-    r"""At every token the divergence that is still to come, its own included: :math:`\sum_{i \ge t} \rho_i`, ``[B, K, T]`` to same."""
+    r"""At every token the divergence that is still to come, its own included: :math:`\sum_{i \ge t} \rho_i`, ``[B, K, T]`` to same.
+
+    >>> kl_to_go(torch.tensor([[[1.0, 2.0, 9.0]]]), torch.tensor([[[True, True, False]]]))
+    tensor([[[3., 2., 0.]]])
+    """
     clean = token_kl.where(mask, 0.0)
     return clean.flip(-1).cumsum(-1).flip(-1)
 

@@ -28,6 +28,8 @@ def dpo_loss(margins: Tensor, *, beta: float, labels: Tensor | float = 1.0) -> T
 
     >>> dpo_loss(torch.tensor([0.0, 4.0]), beta=0.1)
     tensor([0.6931, 0.5130])
+    >>> dpo_loss(torch.tensor([4.0]), beta=0.1, labels=torch.tensor([0.25]))
+    tensor([0.8130])
     """
     return _labelled(lambda h: -logsigmoid(beta * h), margins, labels)
 
@@ -109,8 +111,8 @@ def forward_kl(log_ratios: Tensor) -> Tensor:
 
     Source of this and the next two: Beyond Reverse KL (f-DPO), table 1, https://arxiv.org/abs/2309.16240.
 
-    >>> forward_kl(torch.tensor([0.0]))
-    tensor([0.])
+    >>> forward_kl(torch.tensor([0.0, 2.0]).log1p())
+    tensor([0.0000, 0.6667])
     """
     return -(-full_precision(log_ratios)).clamp(max=80).expm1()
 
@@ -118,8 +120,8 @@ def forward_kl(log_ratios: Tensor) -> Tensor:
 def jensen_shannon(log_ratios: Tensor) -> Tensor:
     r""":math:`\log (2u / (1 + u))`, with ``u = pi / pi_ref``, ``[...]`` nats to ``[...]``.
 
-    >>> jensen_shannon(torch.tensor([0.0]))
-    tensor([0.])
+    >>> jensen_shannon(torch.tensor([0.0, 2.0]).log1p()).exp()
+    tensor([1.0000, 1.5000])
     """
     return math.log(2) - softplus(-full_precision(log_ratios))
 
@@ -133,8 +135,8 @@ def alpha_divergence(log_ratios: Tensor, *, alpha: float) -> Tensor:
     Raises:
         ValueError: if alpha is not strictly between 0 and 1; the ends are ``reverse_kl`` and ``forward_kl``.
 
-    >>> alpha_divergence(torch.tensor([0.0]), alpha=0.5)
-    tensor([0.])
+    >>> alpha_divergence(torch.tensor([1.0, 16.0]).log(), alpha=0.25)
+    tensor([0., 2.])
     """
     if not 0 < alpha < 1:
         raise ValueError(f"alpha must lie between 0 (reverse_kl) and 1 (forward_kl), got {alpha}.")
