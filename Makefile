@@ -5,10 +5,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TORCH := $(shell sed -n 's/^torch==/&/p' constraints.txt)
+TRL := $(shell sed -n 's/^peer = \["\(trl==[^"]*\)"\].*/\1/p' pyproject.toml)
+PEER := $(VENV)/peer
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-slow test-real mutate check check-format check-lint check-types check-layers format clean
+.PHONY: help setup quickstart test test-slow test-real test-peer mutate check check-format check-lint check-types check-layers format clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*  ## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -40,8 +42,19 @@ test-real: $(READY)  ## Run the tests on real data, from the folder LIT_ALIGN_DA
 	@if [ -z "$$LIT_ALIGN_DATA" ]; then echo "No real data: set LIT_ALIGN_DATA to its folder. Nothing was tested."; \
 	else $(BIN)/python -m pytest -m real || { code=$$?; [ $$code = 5 ] && echo "No test is marked real: nothing was tested." || exit $$code; }; fi
 
+test-peer: export HF_HUB_OFFLINE := 1
+test-peer: $(PEER)/.$(TRL)  ## Run the comparison with TRL, which is installed for it alone
+	PYTHONPATH=$(PEER) $(BIN)/python -m pytest -m peer tests/peer
+
+# Beside the environment, not in it, so that nothing else sees it; what it depends on we have already.
+$(PEER)/.$(TRL): $(READY)
+	rm -rf $(PEER)
+	$(BIN)/python -m pip install --disable-pip-version-check --no-deps --target $(PEER) '$(TRL)'
+	@touch $@
+
 mutate: $(READY)  ## Make the mistakes of scripts/mutations.toml, one at a time, and fail if no test notices (about 15 minutes on 2 cores)
 	$(BIN)/python scripts/mutate.py
+
 
 check: check-format check-lint check-types check-layers  ## Check format, lint, types and who imports whom (-k: all of them, whatever fails)
 
