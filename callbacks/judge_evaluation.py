@@ -159,7 +159,7 @@ class JudgeEvaluation(RolloutCallback):
         k, context = self.responses_per_prompt, trainer.precision_plugin.forward_context
         if self._rivals is None:
             with context():
-                self._rivals = [answers.to("cpu") for answers in self._answers(module.reference.policy.to(module.device))]
+                self._rivals = [answers.to("cpu") for answers in self._answers(module.initial_reference().policy.to(module.device))]
         rows = [torch.zeros(0, k, 6, device=module.device)]
         with context():
             mine = list(self._answers(module.policy))
