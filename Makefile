@@ -55,7 +55,6 @@ $(PEER)/.$(TRL): $(READY)
 mutate: $(READY)  ## Make the mistakes of scripts/mutations.toml, one at a time, and fail if no test notices (about 15 minutes on 2 cores)
 	$(BIN)/python scripts/mutate.py
 
-
 check: check-format check-lint check-types check-layers  ## Check format, lint, types and who imports whom (-k: all of them, whatever fails)
 
 check-format: $(READY)

@@ -32,17 +32,20 @@ from lit_align.types import (
 
 @final
 class JudgeEvaluation(RolloutCallback):
-    """Lets a judge compare the policy's answers to held-out prompts with the reference's.
+    """Lets a judge compare the policy's answers to held-out prompts with those of the policy as it was before training.
 
     Before the first epoch, after every ``every_n_rollouts`` rollouts and at the end of the fit; x is the number of rollouts that
-    the policy was trained on. The noise of sampling is the same each time and for both, so that a policy that still is the
-    reference says the same and ties. The judge sees both sides' answers to a prompt at once, as one group of responses, so it may
+    the policy was trained on. The noise of sampling is the same each time and for both, so that a policy that has not moved
+    says the same and ties. The judge sees both sides' answers to a prompt at once, as one group of responses, so it may
     be one that scores or one that compares. Over all ranks:
 
-    - ``judge/win_rate``: how often the k-th answer beats the reference's k-th, a tie counting half, with its 95 % interval
+    - ``judge/win_rate``: how often the k-th answer beats the opponent's k-th, a tie counting half, with its 95 % interval
       ``judge/win_rate_low`` and ``judge/win_rate_high``, in which all answers to one prompt are one observation.
     - ``judge/score``, ``judge/reference_score``: means over the pairs that were judged; ``judge/invalid``: how many were not.
     - ``judge/response_length`` in tokens, ``judge/finished``, ``judge/kl_reference`` in nats: of the policy's answers.
+
+    The opponent stays where it is, also where an ``anchor`` moves the reference: its answers are drawn once, from the policy as it
+    was loaded. ``judge/reference_score`` is that opponent's; ``judge/kl_reference`` is measured against the reference of the moment.
 
     EarlyStopping and ModelCheckpoint can monitor them: with ``check_on_train_epoch_end`` and ``save_on_train_epoch_end`` set to
     true, and for ModelCheckpoint ``every_n_epochs`` equal to ``every_n_rollouts``, because between two evaluations the last value
@@ -91,7 +94,7 @@ class JudgeEvaluation(RolloutCallback):
         everyone = data.pool_of(self.prompts, sampler.max_new_tokens).in_order()
         self._total, mine = len(everyone), everyone[trainer.global_rank :: trainer.world_size]
         self._chunks = [mine[i : i + self.chunk_prompts] for i in range(0, len(mine), self.chunk_prompts)]
-        self._rivals: list[Rollouts] | None = None  # the reference's answers, one record per chunk
+        self._rivals: list[Rollouts] | None = None  # the opponent's answers, one record per chunk
         self._metrics: dict[str, float] = {}
         self._judged_at = -1  # optimizer steps
         self.judge.setup(trainer.strategy.root_device)
@@ -155,11 +158,11 @@ class JudgeEvaluation(RolloutCallback):
         log_now(trainer, self._metrics, self._trained)
 
     def _judged(self, trainer: Trainer, module: AlignmentModule) -> Tensor:
-        """Score, reference's score, whether both are valid, length, finished and divergence of this rank's answers, ``[n, K, 6]``."""
+        """Score, opponent's score, whether both are valid, length, finished and divergence of this rank's answers, ``[n, K, 6]``."""
         k, context = self.responses_per_prompt, trainer.precision_plugin.forward_context
         if self._rivals is None:
             with context():
-                self._rivals = [answers.to("cpu") for answers in self._answers(module.reference.policy.to(module.device))]
+                self._rivals = [answers.to("cpu") for answers in self._answers(module.initial_reference().policy.to(module.device))]
         rows = [torch.zeros(0, k, 6, device=module.device)]
         with context():
             mine = list(self._answers(module.policy))

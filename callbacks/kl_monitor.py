@@ -20,7 +20,8 @@ class KLMonitor(RolloutCallback):
     Over the valid responses of all ranks, log-probs summed over response tokens:
 
     - ``kl/reference``, once per rollout: the mean of :math:`\log \pi_t(y|x) - \log \pi_{ref}(y|x)`, an unbiased estimate of
-      :math:`KL(\pi_t \| \pi_{ref})` that can be negative.
+      :math:`KL(\pi_t \| \pi_{ref})` that can be negative. Where an ``anchor`` moves the reference, it is measured from where that is
+      now: it falls whenever the reference moves, and is no distance from the policy before training.
     - ``kl/reference_standard_error``: its standard error, prompts being the independent draws, not the responses to one prompt.
     - ``kl/sampling``, at the epoch's end: the mean over its micro-batches of :math:`\log \pi_t - \log \pi_\theta`, an estimate
       of how far training has moved from the policy that sampled, over the responses that were trained on (a chosen few for

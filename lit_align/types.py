@@ -372,8 +372,10 @@ class JudgeBackend(ABC):
 
 
 class Policy(nn.Module, ABC):
-    """A causal language model that can be scored. One ``temperature`` serves sampling, training and the reference."""
+    """A causal language model that can be scored. One ``temperature`` serves sampling, training and the reference; with
+    ``reference_offload`` the reference's weights wait on the CPU while it does not score."""
 
+    reference_offload: bool = False
     temperature: float
     eos_ids: frozenset[int]
     special_ids: frozenset[int]  # tokens that `decode` leaves out
@@ -427,7 +429,7 @@ class Policy(nn.Module, ABC):
 
 
 class Reference(ABC):
-    """The frozen policy that KL is measured against; neither optimizer, strategy nor checkpoint sees it."""
+    """The policy that KL is measured against; neither optimizer nor strategy sees it, nor does a checkpoint unless it moves."""
 
     policy: Policy
 

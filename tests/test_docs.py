@@ -96,7 +96,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write_files(tmp_path, README)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.path", [*__import__("sys").path])
-    for name in ("my_annotator", "my_api", "my_algorithm", "test_my_algorithm", "my_judge", "my_callback"):
+    for name in ("my_annotator", "my_api", "my_algorithm", "test_my_algorithm", "my_judge", "my_callback", "my_anchor"):
         monkeypatch.delitem(__import__("sys").modules, name, raising=False)
     return tmp_path
 
@@ -161,6 +161,13 @@ def test_what_the_page_on_sft_tells_to_run_runs(folder: Path) -> None:
     write_files(folder, page)
     run_commands(page)
     assert len(plotted(folder / "runs" / "sft").Scalars("train/loss")) == 2
+
+
+def test_what_the_page_on_anchors_tells_to_run_runs(folder: Path) -> None:
+    page = ROOT / "docs" / "algorithms" / "anchors.md"
+    write_files(folder, page)
+    run_commands(page)
+    assert all(len(plotted(folder / "runs" / name).Scalars("train/loss")) == 2 for name in ("rounds", "mean"))
 
 
 def test_the_commands_of_the_log_can_be_parsed(folder: Path) -> None:

@@ -1,5 +1,6 @@
 """One LightningModule per algorithm, and the parts they are made of."""
 
+from lit_align.algorithms.anchors import Anchor, Initial, MovingAverage, PreviousRound
 from lit_align.algorithms.base import AlignmentModule
 from lit_align.algorithms.baselines import BatchMean, group_centred, leave_one_out
 from lit_align.algorithms.dar import DAR
@@ -40,6 +41,7 @@ __all__ = [
     "AlignmentModule",
     "AllPairs",
     "AlphaDivergence",
+    "Anchor",
     "BatchMean",
     "BatchStd",
     "BestVersusWorst",
@@ -50,11 +52,14 @@ __all__ = [
     "DARRegression",
     "FixedScale",
     "GroupWeights",
+    "Initial",
     "IterativeSFT",
     "KLTarget",
+    "MovingAverage",
     "OverlongPenalty",
     "Pairing",
     "PreferenceModule",
+    "PreviousRound",
     "ReferenceStd",
     "ReinforcePP",
     "RunningMax",

@@ -15,12 +15,15 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from lit_align.algorithms.anchors import Anchor, Initial, check_checkpoint
 from lit_align.algorithms.heldout import prediction_rows, sample_metrics, unlabelled_batch
 from lit_align.algorithms.reduction import counted, normaliser, reduced, scattered, widened
 from lit_align.algorithms.resume import rewind
 from lit_align.functional.distributed import global_mean, global_sum
 from lit_align.functional.gradients import squared_norm_share
 from lit_align.functional.logprobs import response_logps
+from lit_align.models.moving import MovingWeights
+from lit_align.models.reference import MovingReference
 from lit_align.types import (
     AlignmentBatch,
     Diagnostics,
@@ -44,12 +47,17 @@ class AlignmentModule(LightningModule, ABC):
         policy: the language model to train.
         optimizer: makes the optimizer from the trained parameters.
         lr_schedule: makes the learning-rate schedule from the optimizer; it advances once per optimizer step.
+        anchor: which policy is the reference.
     """
 
-    def __init__(self, policy: Policy, optimizer: OptimizerCallable, lr_schedule: ScheduleCallable | None) -> None:
+    def __init__(
+        self, policy: Policy, optimizer: OptimizerCallable, lr_schedule: ScheduleCallable | None, anchor: Anchor = Initial()
+    ) -> None:
         super().__init__()
         self.policy, self._optimizer, self._lr_schedule = policy, optimizer, lr_schedule
+        self.anchor = anchor
         self._reference: Reference | None = None
+        self.reference_weights = MovingWeights(policy) if anchor.moves else None
         self._sampler_checked = False
         self._pending: dict[str, float] = {}  # rollout metrics, until the epoch starts
         self._sums: dict[str, Tensor] = {}  # of the optimizer step under way
@@ -71,16 +79,24 @@ class AlignmentModule(LightningModule, ABC):
 
     @property
     def reference(self) -> Reference:
-        """The frozen policy that divergence is measured against, loaded when first asked for."""
+        """The policy that divergence is measured against: loaded when first asked for, or where ``anchor`` has moved it to."""
         if self._reference is None:
-            self._reference = self.policy.make_reference()
-            self.trainer.precision_plugin.convert_module(self._reference.policy)
+            weights = self.reference_weights
+            self._reference = self._load_initial() if weights is None else MovingReference(self.policy, weights)
         return self._reference
+
+    @final
+    def initial_reference(self) -> Reference:
+        """The policy as it was before training: the reference or, where that moves, loaded anew and not kept."""
+        return self.reference if self.reference_weights is None else self._load_initial()
 
     @final
     @torch.no_grad()
     def prepare_rollout(self, batch: AlignmentBatch, needs: Needs, chunk_prompts: int) -> tuple[AlignmentBatch, Diagnostics]:
         """Reference log-probs where someone needs them, then the algorithm's own columns."""
+        if self.reference_weights is not None:
+            number = self.trainer.current_epoch
+            self.reference_weights.advance(self.policy, number, self.anchor.share(number))
         if batch.sampling_logps is not None:
             batch = self._with_training_logps(batch, chunk_prompts)
         elif needs.sampled:
@@ -147,6 +163,7 @@ class AlignmentModule(LightningModule, ABC):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Resume after the last optimizer step. A checkpoint written between two steps has no gradients, so the micro-batches
         since the last one are given out again."""
+        check_checkpoint(self.anchor, checkpoint, "reference_weights.")
         if self._trainer is not None and "loops" in checkpoint:
             rewind(checkpoint["loops"]["fit_loop"], self._trainer.accumulate_grad_batches)
 
@@ -180,6 +197,11 @@ class AlignmentModule(LightningModule, ABC):
         """Refuse a precision whose gradient scaler can't skip a step."""
         if str(self.trainer.precision).startswith("16"):
             raise UserError(f"precision {self.trainer.precision} scales gradients and can't leave a step out; use bf16-mixed or 32-true.")
+
+    def _load_initial(self) -> Reference:
+        reference = self.policy.make_reference()
+        self.trainer.precision_plugin.convert_module(reference.policy)
+        return reference
 
     def _with_training_logps(self, batch: AlignmentBatch, chunk_prompts: int) -> AlignmentBatch:
         """Sampling log-probs in the precision that is trained in. In float32 the sampler's own are kept, after the first

@@ -6,6 +6,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from lit_align.algorithms.anchors import Anchor, Initial
 from lit_align.algorithms.base import AlignmentModule, OptimizerCallable, ScheduleCallable
 from lit_align.algorithms.baselines import Baseline, smallest_group
 from lit_align.algorithms.scales import AdvantageScale, BatchStd, measured
@@ -27,13 +28,14 @@ class DAR(AlignmentModule):
     docs/algorithms/dar.md. Source: https://arxiv.org/abs/2504.14177.
 
     Args:
-        policy: the language model to train; as its folder has it, it is the reference.
+        policy: the language model to train.
         alpha: price of a nat of divergence from the reference, in units of ``scale``.
         beta: price of a nat of divergence from the policy that sampled.
         weighting: how advantages become weights.
         baseline: what a score is compared with: a function from scores and valid ``[B, K]`` to advantages.
         scale: what advantages are divided by.
         kl_target: moves alpha and beta together until the policy stays at a divergence.
+        anchor: which policy is the reference.
         optimizer: makes the optimizer from the trained parameters.
         lr_schedule: makes the learning-rate schedule; it advances once per optimizer step.
 
@@ -53,10 +55,11 @@ class DAR(AlignmentModule):
         baseline: Baseline = group_centred,
         scale: AdvantageScale = BatchStd(),
         kl_target: KLTarget | None = None,
+        anchor: Anchor = Initial(),
         optimizer: OptimizerCallable = lambda parameters: torch.optim.AdamW(parameters, lr=1e-6, weight_decay=0.0),
         lr_schedule: ScheduleCallable | None = None,
     ) -> None:
-        super().__init__(policy, optimizer, lr_schedule)
+        super().__init__(policy, optimizer, lr_schedule, anchor)
         if alpha < 0 or beta < 0 or alpha + beta <= 0:
             raise UserError(f"alpha + beta must be positive and neither negative, got alpha = {alpha} and beta = {beta}.")
         self.alpha, self.beta, self.kl_target = alpha, beta, kl_target

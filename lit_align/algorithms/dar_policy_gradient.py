@@ -6,6 +6,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from lit_align.algorithms.anchors import Anchor, Initial
 from lit_align.algorithms.base import AlignmentModule, OptimizerCallable, ScheduleCallable
 from lit_align.algorithms.scales import AdvantageScale, ReferenceStd, measured
 from lit_align.functional.advantages import comparable, leave_one_out
@@ -25,11 +26,12 @@ class DARPolicyGradient(AlignmentModule):
     and the gradient is RLOO's.
 
     Args:
-        policy: the language model to train; as its folder has it, it is the reference.
+        policy: the language model to train.
         alpha: price of a nat of divergence from the reference, in units of ``scale``.
         beta: price of a nat of divergence from the policy that sampled.
         scale: what scores are divided by.
         max_ratio: ceiling of the importance weight ``pi_theta / pi_t`` of a response.
+        anchor: which policy is the reference.
         optimizer: makes the optimizer from the trained parameters.
         lr_schedule: makes the learning-rate schedule; it advances once per optimizer step.
 
@@ -46,10 +48,11 @@ class DARPolicyGradient(AlignmentModule):
         beta: float = 0.125,
         scale: AdvantageScale = ReferenceStd(),
         max_ratio: float = 10.0,
+        anchor: Anchor = Initial(),
         optimizer: OptimizerCallable = lambda parameters: torch.optim.AdamW(parameters, lr=1e-6, weight_decay=0.0),
         lr_schedule: ScheduleCallable | None = None,
     ) -> None:
-        super().__init__(policy, optimizer, lr_schedule)
+        super().__init__(policy, optimizer, lr_schedule, anchor)
         self.register_buffer("measured_scale", torch.zeros(()))
         if alpha < 0 or beta < 0:
             raise UserError(f"alpha and beta are prices and can't be negative, got alpha = {alpha} and beta = {beta}.")

@@ -6,6 +6,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from lit_align.algorithms.anchors import Anchor, Initial
 from lit_align.algorithms.base import AlignmentModule, OptimizerCallable, ScheduleCallable
 from lit_align.algorithms.scales import AdvantageScale, ReferenceStd, measured
 from lit_align.functional.advantages import comparable, group_centred
@@ -25,10 +26,11 @@ class DARRegression(AlignmentModule):
     ``pi_theta = pi_t`` its gradient is RLOO's, with the price alpha in the reward, divided by ``alpha + beta``.
 
     Args:
-        policy: the language model to train; as its folder has it, it is the reference.
+        policy: the language model to train.
         alpha: price of a nat of divergence from the reference, in units of ``scale``.
         beta: price of a nat of divergence from the policy that sampled.
         scale: what advantages are divided by.
+        anchor: which policy is the reference.
         optimizer: makes the optimizer from the trained parameters.
         lr_schedule: makes the learning-rate schedule; it advances once per optimizer step.
 
@@ -44,10 +46,11 @@ class DARRegression(AlignmentModule):
         alpha: float = 0.125,
         beta: float = 0.125,
         scale: AdvantageScale = ReferenceStd(),
+        anchor: Anchor = Initial(),
         optimizer: OptimizerCallable = lambda parameters: torch.optim.AdamW(parameters, lr=1e-6, weight_decay=0.0),
         lr_schedule: ScheduleCallable | None = None,
     ) -> None:
-        super().__init__(policy, optimizer, lr_schedule)
+        super().__init__(policy, optimizer, lr_schedule, anchor)
         if min(alpha, beta) < 0 or alpha + beta == 0:
             raise UserError(f"DARRegression needs prices alpha, beta >= 0 that are not both 0, got {alpha} and {beta}.")
         self.alpha, self.beta, self.scale = alpha, beta, scale

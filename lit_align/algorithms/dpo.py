@@ -7,6 +7,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from lit_align.algorithms.anchors import Anchor, Initial
 from lit_align.algorithms.base import OptimizerCallable, ScheduleCallable
 from lit_align.algorithms.pairing import BestVersusWorst, Pairing
 from lit_align.algorithms.preference import PreferenceModule
@@ -52,12 +53,13 @@ class DPO(PreferenceModule):
     f-DPO, https://arxiv.org/abs/2309.16240.
 
     Args:
-        policy: the language model to train; as its folder has it, it is the reference.
+        policy: the language model to train.
         beta: price of divergence from the reference, in units of log-odds per nat.
         link: what a log-ratio is worth: ``reverse_kl`` is DPO; ``forward_kl``, ``jensen_shannon``, ``AlphaDivergence`` are f-DPO.
         nll: weight of the winner's mean negative log-likelihood per token, added to the loss.
         pairing: which responses are compared.
         label_smoothing: the chance that a label is wrong: conservative DPO.
+        anchor: which policy is the reference.
         optimizer: makes the optimizer from the trained parameters.
         lr_schedule: makes the learning-rate schedule; it advances once per optimizer step.
     """
@@ -70,10 +72,11 @@ class DPO(PreferenceModule):
         nll: float = 0.0,
         pairing: Pairing = BestVersusWorst(),
         label_smoothing: float = 0.0,
+        anchor: Anchor = Initial(),
         optimizer: OptimizerCallable = lambda parameters: torch.optim.AdamW(parameters, lr=5e-7, weight_decay=0.0),
         lr_schedule: ScheduleCallable | None = None,
     ) -> None:
-        super().__init__(policy, pairing, label_smoothing, optimizer, lr_schedule)
+        super().__init__(policy, pairing, label_smoothing, optimizer, lr_schedule, anchor)
         self.beta, self.link, self.nll = beta, link, nll
 
     def value(self, batch: AlignmentBatch, logps: Tensor) -> Tensor:

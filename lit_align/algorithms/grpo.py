@@ -7,6 +7,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from lit_align.algorithms.anchors import Anchor, Initial
 from lit_align.algorithms.base import AlignmentModule, OptimizerCallable, ScheduleCallable
 from lit_align.algorithms.surrogates import Clip, Normaliser, OverlongPenalty, Surrogate, mean_per_response
 from lit_align.functional.advantages import comparable, group_standardised
@@ -28,12 +29,13 @@ class GRPO(AlignmentModule):
     ``configs/algorithm`` are this class.
 
     Args:
-        policy: the language model to train; as its folder has it, it is the reference.
+        policy: the language model to train.
         advantage: from scores and valid ``[B, K]`` to advantages.
         surrogate: the loss of a token, from log-ratios, advantages and mask ``[B, K, T]``.
         normaliser: how the losses of tokens become those whose mean is minimised.
         beta: price of a nat of the k3 estimate of ``KL(pi || pi_ref)``; at 0 no reference is loaded.
         overlong: taken off the scores of long responses.
+        anchor: which policy is the reference.
         optimizer: makes the optimizer from the trained parameters.
         lr_schedule: makes the learning-rate schedule; it advances once per optimizer step.
     """
@@ -46,10 +48,11 @@ class GRPO(AlignmentModule):
         normaliser: Normaliser = mean_per_response,
         beta: float = 0.04,
         overlong: OverlongPenalty | None = None,
+        anchor: Anchor = Initial(),
         optimizer: OptimizerCallable = lambda parameters: torch.optim.AdamW(parameters, lr=1e-6, weight_decay=0.0),
         lr_schedule: ScheduleCallable | None = None,
     ) -> None:
-        super().__init__(policy, optimizer, lr_schedule)
+        super().__init__(policy, optimizer, lr_schedule, anchor)
         self.advantage, self.surrogate, self.normaliser = advantage, surrogate, normaliser
         self.beta, self.overlong = beta, overlong
 

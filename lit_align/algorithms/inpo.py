@@ -5,6 +5,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from lit_align.algorithms.anchors import Anchor, Initial
 from lit_align.algorithms.base import OptimizerCallable, ScheduleCallable
 from lit_align.algorithms.pairing import BestVersusWorst, Pairing
 from lit_align.algorithms.preference import PreferenceModule
@@ -23,11 +24,12 @@ class INPO(PreferenceModule):
     policy. At ``tau = eta`` it is IPO with ``beta = eta``.
 
     Args:
-        policy: the language model to train; as its folder has it, it is the reference.
+        policy: the language model to train.
         eta: price of a nat in both divergences together, in units of preference.
         tau: the reference's part of it, at most ``eta``.
         pairing: which responses are compared.
         label_smoothing: the chance that a label is wrong.
+        anchor: which policy is the reference.
         optimizer: makes the optimizer from the trained parameters.
         lr_schedule: makes the learning-rate schedule; it advances once per optimizer step.
     """
@@ -39,10 +41,11 @@ class INPO(PreferenceModule):
         tau: float = 0.0025,
         pairing: Pairing = BestVersusWorst(),
         label_smoothing: float = 0.0,
+        anchor: Anchor = Initial(),
         optimizer: OptimizerCallable = lambda parameters: torch.optim.AdamW(parameters, lr=5e-7, weight_decay=0.0),
         lr_schedule: ScheduleCallable | None = None,
     ) -> None:
-        super().__init__(policy, pairing, label_smoothing, optimizer, lr_schedule)
+        super().__init__(policy, pairing, label_smoothing, optimizer, lr_schedule, anchor)
         if not 0 <= tau <= eta or eta <= 0:
             raise UserError(f"INPO needs 0 <= tau <= eta and eta > 0, got tau = {tau} and eta = {eta}.")
         self.eta, self.tau = eta, tau

@@ -6,6 +6,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from lit_align.algorithms.anchors import Anchor, Initial
 from lit_align.algorithms.base import AlignmentModule, OptimizerCallable, ScheduleCallable
 from lit_align.functional.distributed import global_mean
 from lit_align.functional.logprobs import response_logps
@@ -24,10 +25,11 @@ class KTO(AlignmentModule):
     and once per rollout, is an unbiased estimate of what z stands for.
 
     Args:
-        policy: the language model to train; as its folder has it, it is the reference.
+        policy: the language model to train.
         beta: how fast value saturates, per nat.
         threshold: a score above it is good, in units of reward.
         good_weight, bad_weight: the paper's lambda of good and bad responses.
+        anchor: which policy is the reference.
         optimizer: makes the optimizer from the trained parameters.
         lr_schedule: makes the learning-rate schedule; it advances once per optimizer step.
     """
@@ -39,10 +41,11 @@ class KTO(AlignmentModule):
         threshold: float = 0.5,
         good_weight: float = 1.0,
         bad_weight: float = 1.0,
+        anchor: Anchor = Initial(),
         optimizer: OptimizerCallable = lambda parameters: torch.optim.AdamW(parameters, lr=5e-7, weight_decay=0.0),
         lr_schedule: ScheduleCallable | None = None,
     ) -> None:
-        super().__init__(policy, optimizer, lr_schedule)
+        super().__init__(policy, optimizer, lr_schedule, anchor)
         self.beta, self.threshold, self.good_weight, self.bad_weight = beta, threshold, good_weight, bad_weight
 
     @property

@@ -6,6 +6,7 @@ from typing import final
 
 from torch import Tensor
 
+from lit_align.algorithms.anchors import Anchor, Initial
 from lit_align.algorithms.base import AlignmentModule, OptimizerCallable, ScheduleCallable
 from lit_align.algorithms.pairing import Pairing
 from lit_align.functional.logprobs import response_logps
@@ -24,15 +25,22 @@ class PreferenceModule(AlignmentModule):
         label_smoothing: the chance that a label is wrong, from 0 to below 1/2.
         optimizer: makes the optimizer from the trained parameters.
         lr_schedule: makes the learning-rate schedule; it advances once per optimizer step.
+        anchor: which policy is the reference.
 
     Raises:
         UserError: if ``label_smoothing`` is out of its range.
     """
 
     def __init__(
-        self, policy: Policy, pairing: Pairing, label_smoothing: float, optimizer: OptimizerCallable, lr_schedule: ScheduleCallable | None
+        self,
+        policy: Policy,
+        pairing: Pairing,
+        label_smoothing: float,
+        optimizer: OptimizerCallable,
+        lr_schedule: ScheduleCallable | None,
+        anchor: Anchor = Initial(),
     ) -> None:
-        super().__init__(policy, optimizer, lr_schedule)
+        super().__init__(policy, optimizer, lr_schedule, anchor)
         if not 0 <= label_smoothing < 0.5:
             raise UserError(f"label_smoothing is the chance that a label is wrong, at least 0 and below 0.5, got {label_smoothing}.")
         self.pairing, self.label_smoothing = pairing, label_smoothing

@@ -6,6 +6,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from lit_align.algorithms.anchors import Anchor, Initial
 from lit_align.algorithms.base import AlignmentModule, OptimizerCallable, ScheduleCallable
 from lit_align.algorithms.baselines import Baseline, smallest_group
 from lit_align.algorithms.surrogates import Clip, Surrogate, mean_per_response, token_mean
@@ -24,11 +25,12 @@ class ReinforcePP(AlignmentModule):
     Mean and deviation are over all tokens of the rollout on all ranks. The loss is PPO's clipped one, a mean over tokens.
 
     Args:
-        policy: the language model to train; as its folder has it, it is the reference.
+        policy: the language model to train.
         beta: price of a nat of divergence from the reference, in units of reward; at 0 no reference is loaded.
         baseline: taken off the scores first: ``group_centred`` is REINFORCE++-baseline; None is the original.
         whiten: standardise the returns; without it they are only scores minus divergence.
         surrogate: the loss of a token.
+        anchor: which policy is the reference.
         optimizer: makes the optimizer from the trained parameters.
         lr_schedule: makes the learning-rate schedule; it advances once per optimizer step.
 
@@ -43,10 +45,11 @@ class ReinforcePP(AlignmentModule):
         baseline: Baseline | None = None,
         whiten: bool = True,
         surrogate: Surrogate = Clip(),
+        anchor: Anchor = Initial(),
         optimizer: OptimizerCallable = lambda parameters: torch.optim.AdamW(parameters, lr=5e-7, weight_decay=0.0),
         lr_schedule: ScheduleCallable | None = None,
     ) -> None:
-        super().__init__(policy, optimizer, lr_schedule)
+        super().__init__(policy, optimizer, lr_schedule, anchor)
         if beta < 0:
             raise UserError(f"beta is a price and can't be negative, got {beta}.")
         self.beta, self.baseline, self.whiten, self.surrogate = beta, baseline, whiten, surrogate

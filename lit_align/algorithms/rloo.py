@@ -6,6 +6,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from lit_align.algorithms.anchors import Anchor, Initial
 from lit_align.algorithms.base import AlignmentModule, OptimizerCallable, ScheduleCallable
 from lit_align.functional.advantages import comparable, leave_one_out
 from lit_align.functional.logprobs import response_logps
@@ -22,8 +23,9 @@ class RLOO(AlignmentModule):
     One optimizer step per rollout. Its optimum is ``pi_ref exp(r / beta)``.
 
     Args:
-        policy: the language model to train; as its folder has it, it is the reference.
+        policy: the language model to train.
         beta: price of a nat of divergence from the reference, in units of reward; at 0 no reference is loaded.
+        anchor: which policy is the reference.
         optimizer: makes the optimizer from the trained parameters.
         lr_schedule: makes the learning-rate schedule; it advances once per optimizer step.
     """
@@ -32,10 +34,11 @@ class RLOO(AlignmentModule):
         self,
         policy: Policy,
         beta: float = 0.03,
+        anchor: Anchor = Initial(),
         optimizer: OptimizerCallable = lambda parameters: torch.optim.AdamW(parameters, lr=1e-6, weight_decay=0.0),
         lr_schedule: ScheduleCallable | None = None,
     ) -> None:
-        super().__init__(policy, optimizer, lr_schedule)
+        super().__init__(policy, optimizer, lr_schedule, anchor)
         self.beta = beta
 
     @property

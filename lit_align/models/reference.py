@@ -1,6 +1,9 @@
-"""The frozen policy that divergence is measured against: another copy of the model, or the policy itself with its adapter off."""
+"""The policy that divergence is measured against: another copy of the model, or the policy itself with its adapter off or with
+other weights."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any, final
 
 import torch
@@ -8,6 +11,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from lit_align.models.lora import adapter_off
+from lit_align.models.moving import MovingWeights
 from lit_align.types import AlignmentBatch, Policy, PolicyOutput, Prompt, Reference, Rollouts
 
 
@@ -43,34 +47,56 @@ class AdapterOffReference(Reference):
     because checkpoints hold nothing but the adapter."""
 
     def __init__(self, policy: Policy) -> None:
-        self.policy = AdapterOffPolicy(policy)
+        self.policy = ChangedPolicy(policy, partial(adapter_off, policy))
 
     def token_logps(self, batch: AlignmentBatch) -> Tensor:
         """``log pi_ref`` of every response token in float32, ``[B, K, T]``; 0 outside the response."""
-        with self.policy.inference():
-            return self.policy(batch).token_logps.where(batch.response_mask, 0.0)
+        return _scored(self.policy, batch)
 
 
 @final
-class AdapterOffPolicy(Policy):
-    """A view of another policy whose forwards run with the adapter off and without gradient; to be sampled from, not trained."""
+class MovingReference(Reference):
+    """A policy under another value of its trained weights: it costs a forward, and what those weights take.
 
-    def __init__(self, policy: Policy) -> None:
+    Args:
+        policy: the one that is trained.
+        weights: whoever keeps them moves them, and has them in its checkpoints.
+    """
+
+    def __init__(self, policy: Policy, weights: MovingWeights) -> None:
+        self.policy = ChangedPolicy(policy, partial(weights.replacing, policy))
+
+    def token_logps(self, batch: AlignmentBatch) -> Tensor:
+        """``log pi_ref`` of every response token in float32, ``[B, K, T]``; 0 outside the response."""
+        return _scored(self.policy, batch)
+
+
+@final
+class ChangedPolicy(Policy):
+    """A view of another policy whose forwards run while that one is changed, and without gradient; to be sampled from, not
+    trained.
+
+    Args:
+        policy: the one that is viewed.
+        change: makes the context in which it is changed, and after which it is as before.
+    """
+
+    def __init__(self, policy: Policy, change: Callable[[], AbstractContextManager[None]]) -> None:
         super().__init__()
-        self._policy = policy
+        self._policy, self._change = policy, change
         self.temperature, self.eos_ids, self.special_ids = policy.temperature, policy.eos_ids, policy.special_ids
         self.bos_id, self.pad_id, self.context_length = policy.bos_id, policy.pad_id, policy.context_length
 
     @torch.no_grad()
     def forward(self, batch: AlignmentBatch | Rollouts) -> PolicyOutput:
         """Log-probs of the response tokens."""
-        with adapter_off(self._policy):
+        with self._change():
             return self._policy(batch)
 
     @torch.no_grad()
     def next_token_logits(self, tokens: Tensor, mask: Tensor, cache: Any = None) -> tuple[Tensor, Any]:
         """See `Policy.next_token_logits`."""
-        with adapter_off(self._policy):
+        with self._change():
             return self._policy.next_token_logits(tokens, mask, cache)
 
     def encode(self, prompt: Prompt) -> list[int]:
@@ -86,10 +112,15 @@ class AdapterOffPolicy(Policy):
         return self._policy.decode(tokens)
 
     def make_reference(self) -> Reference:
-        """The reference of the policy that is viewed."""
+        """The policy that is viewed as it was before training."""
         return self._policy.make_reference()
 
     def save(self, folder: str) -> None:
-        """Write the model without the adapter."""
-        with adapter_off(self._policy):
+        """Write the model as it is in these forwards."""
+        with self._change():
             self._policy.save(folder)
+
+
+def _scored(policy: Policy, batch: AlignmentBatch) -> Tensor:
+    with policy.inference():
+        return policy(batch).token_logps.where(batch.response_mask, 0.0)

@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
 from callbacks import JudgeEvaluation
 from callbacks.judge_evaluation import beside
-from lit_align.algorithms import SFT
+from lit_align.algorithms import SFT, PreviousRound
 from lit_align.data import DemonstrationDataModule, ListPrompts
 from lit_align.data.pool import PromptPool
 from lit_align.evaluation.win_rate import win_rate
@@ -112,6 +112,18 @@ def test_the_judge_sees_both_sides_at_once_the_policy_first(root, model):
     assert [texts[2:] for texts in after.texts] == [texts[2:] for texts in before.texts]
     assert after.texts != before.texts
     assert [after.response_mask.shape[1], after.sampling_logps.shape[1], after.finished.shape[1]] == [4, 4, 4]
+
+
+def test_the_opponent_is_the_policy_before_training_also_where_the_reference_moves(root, model):
+    def moving():
+        return make_dar(model, anchor=PreviousRound(1))
+
+    fit(root, model, [], module=moving(), max_epochs=2)[0].save_checkpoint(root / "two.ckpt")
+    evaluation = JudgeEvaluation(judge := Judge(), HELD_OUT, responses_per_prompt=2)  # it comes when the reference has moved
+    trainer, _ = fit(root, model, [evaluation], module=moving(), max_epochs=3, ckpt_path=root / "two.ckpt")
+    initial = answers(CausalPolicy(model)).texts
+    assert tuple(texts[2:] for texts in judge.heard[-1].texts) == initial
+    assert answers(trainer.lightning_module.reference.policy).texts != initial
 
 
 def test_responses_of_two_lengths_stand_beside_each_other():

@@ -18,7 +18,21 @@ from transformers.optimization import Adafactor
 
 import callbacks
 from benchmarks.stories import Gold, Proxy
-from lit_align.algorithms import DAR, SFT, BatchStd, ClippedWeights, GroupWeights, ReferenceStd, group_centred, leave_one_out
+from lit_align.algorithms import (
+    DAR,
+    DPO,
+    SFT,
+    BatchStd,
+    BestVersusWorst,
+    ClippedWeights,
+    GroupWeights,
+    Initial,
+    MovingAverage,
+    PreviousRound,
+    ReferenceStd,
+    group_centred,
+    leave_one_out,
+)
 from lit_align.annotators import FunctionAnnotator
 from lit_align.cli.trainer import AlignmentCLI, run_trainer
 from lit_align.data import DatasetStream, DemonstrationDataModule, JsonlPrompts, MixedPrompts, OnlineDataModule
@@ -239,6 +253,24 @@ def test_anchored_dar_keeps_its_unit() -> None:
     assert (optimizer.defaults["lr"], optimizer.defaults["weight_decay"], schedule) == (1e-6, 0.0, None)
     assert isinstance(cli.datamodule, OnlineDataModule)
     assert cli.trainer.accumulate_grad_batches * cli.datamodule.micro_batch_prompts == cli.datamodule.prompts_per_rollout
+
+
+def test_rounds_of_iterative_dpo() -> None:
+    cli = build("algorithm/iterative_dpo.yaml", LOCAL)
+    dpo, data = cli.model, cli.datamodule
+    assert isinstance(dpo, DPO)
+    assert (dpo.pairing, dpo.anchor, dpo.reference_weights) == (BestVersusWorst(), Initial(), None)
+    assert isinstance(data, OnlineDataModule)
+    assert (data.responses_per_prompt, data.inner_epochs) == (8, 2)
+    assert data.micro_batch_prompts * cli.trainer.accumulate_grad_batches == 128
+
+
+@pytest.mark.parametrize(("name", "option", "value"), [("PreviousRound", "rollouts", 3), ("MovingAverage", "decay", 0.9)])
+def test_an_anchor_is_chosen_by_name(name: str, option: str, value: float) -> None:
+    key = "model.init_args.anchor"
+    cli = build("algorithm/iterative_dpo.yaml", LOCAL, **{key: name, f"{key}.init_args.{option}": str(value)})
+    assert cli.model.anchor == {"PreviousRound": PreviousRound, "MovingAverage": MovingAverage}[name](value)
+    assert any(found.startswith("reference_weights.model.") for found in cli.model.state_dict())
 
 
 def test_sft_imitates_files() -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from lightning.pytorch.strategies import DDPStrategy
 
-from lit_align.algorithms import DAR
+from lit_align.algorithms import DAR, DPO, MovingAverage
 from lit_align.data import ListPrompts
 from lit_align.models import CausalPolicy, LoRA
 from lit_align.types import Prompt
@@ -90,6 +90,13 @@ class Ranks:
     def adapter(self) -> dict[str, Any]:
         result = self.fit("adapter", FIVE_STEPS, module=adapted(self.model), micro_batch_prompts=2)
         return {"losses": result.recorder.losses, "state": result.state}
+
+    def anchored(self) -> dict[str, Any]:
+        """A reference that follows an adapter, whose random factors each rank drew for itself."""
+        torch.manual_seed(self.rank)
+        policy = CausalPolicy(self.model, lora=LoRA(rank=4, alpha=8.0))
+        module = DPO(policy, anchor=MovingAverage(0.5), optimizer=adamw())
+        return {"state": self.fit("anchored", {"max_epochs": 3}, module=module, micro_batch_prompts=2).state}
 
     def one_bad_rank(self) -> dict[str, Any]:
         weights = Weights()
@@ -171,6 +178,7 @@ def main() -> None:
         ranks.order,
         ranks.losses,
         ranks.adapter,
+        ranks.anchored,
         ranks.resumed,
         ranks.one_bad_rank,
         ranks.one_bad_gradient,

@@ -85,6 +85,14 @@ def test_an_adapter_trains_as_in_one_process(both: list[dict[str, Any]], tiny: s
         torch.testing.assert_close(both[0]["adapter"]["state"][f"policy.{name}"], value, atol=1e-4, rtol=0)
 
 
+def test_both_have_the_same_moving_reference(both: list[dict[str, Any]]) -> None:
+    one, other = (rank["anchored"]["state"] for rank in both)
+    assert differing(one, other) == []
+    kept = [name for name in one if name.startswith("reference_weights.") and "lora_B" in name]
+    assert kept
+    assert all(one[name].abs().max() > 0 for name in kept), "it has moved"
+
+
 @pytest.mark.parametrize("split", ["4x1", "2x2"])
 def test_the_mean_is_over_the_tokens_of_both(split: str, both: list[dict[str, Any]], tiny: str, root: Path) -> None:
     expected, start = expected_of_sft(tiny, demonstrations(root, 8)), dict(CausalPolicy(tiny).named_parameters())
