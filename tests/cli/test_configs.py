@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
 from transformers.optimization import Adafactor
@@ -288,8 +288,8 @@ def test_files_of_local_data() -> None:
 
 def test_the_callbacks_file_shows_a_run() -> None:
     made = build(ANCHORED, LOCAL, "callbacks/default.yaml").trainer.callbacks
-    ours = (callbacks.RolloutProgressBar, callbacks.KLMonitor, callbacks.WeightClipping, callbacks.SampleTable)
-    for kind in (*ours, LearningRateMonitor, ModelCheckpoint):
+    ours = {getattr(callbacks, name) for name in callbacks.__all__} - {callbacks.JudgeEvaluation}  # who judges is the user's choice
+    for kind in (*ours, ModelCheckpoint):
         assert sum(isinstance(callback, kind) for callback in made) == 1, kind
 
 
