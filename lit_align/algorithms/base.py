@@ -19,6 +19,7 @@ from lit_align.algorithms.reduction import counted, reduced, valid_like, widened
 from lit_align.algorithms.resume import rewind
 from lit_align.functional.distributed import global_mean, global_sum
 from lit_align.functional.logprobs import response_logps
+from lit_align.models.sharding import shard
 from lit_align.types import (
     AlignmentBatch,
     Diagnostics,
@@ -161,6 +162,12 @@ class AlignmentModule(LightningModule, ABC):
         if self._lr_schedule is None:
             return optimizer
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self._lr_schedule(optimizer), "interval": "step"}}
+
+    @final
+    def configure_model(self) -> None:
+        """Under FSDP2 (Lightning's ModelParallelStrategy), shard the policy; no other strategy asks for anything."""
+        if self.device_mesh is not None:
+            shard(self.policy, self.device_mesh["data_parallel"])
 
     @final
     def setup(self, stage: str) -> None:

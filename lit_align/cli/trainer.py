@@ -21,6 +21,7 @@ import lit_align.annotators
 import lit_align.generation
 import lit_align.models  # noqa: F401  (short names in YAML are those of imported classes)
 from lit_align.algorithms import AlignmentModule
+from lit_align.cli.loggers import last_wandb_run, require_packages
 from lit_align.cli.mistakes import explained, refuse_linked
 from lit_align.cli.predictions import PredictionWriter
 from lit_align.cli.settings import did_you_mean
@@ -48,7 +49,7 @@ REHEARSAL = {
     "enable_progress_bar": False,
     "enable_model_summary": False,
 }
-LINKS = {"data.init_args.seed": "seed_everything"}
+LINKS = {"data.init_args.seed": "seed_everything", "trainer.logger.init_args.save_dir": "run", "trainer.logger.init_args.id": "run"}
 
 
 def run_trainer(arguments: Sequence[str], rehearsal: RolloutCallback | None = None) -> "AlignmentCLI":
@@ -72,6 +73,12 @@ class FitConfig(SaveConfigCallback):
         if stage == "fit":
             super().setup(trainer, pl_module, stage)
 
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Into the run's folder, wherever loggers write."""
+        folder = Path(trainer.default_root_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.parser.save(self.config, folder / self.config_filename, skip_none=False, overwrite=self.overwrite)
+
 
 @final
 class AlignmentCLI(LightningCLI):
@@ -93,7 +100,7 @@ class AlignmentCLI(LightningCLI):
             auto_configure_optimizers=False,
             seed_everything_default=0,
             save_config_callback=FitConfig if rehearsal is None else None,
-            save_config_kwargs={"overwrite": True},
+            save_config_kwargs={"overwrite": True, "save_to_log_dir": False},
             trainer_defaults=TRAINER_DEFAULTS,
             parser_kwargs={"exit_on_error": False} | {command: {"exit_on_error": False} for command in self.subcommands()},
             args=arguments,
@@ -113,12 +120,14 @@ class AlignmentCLI(LightningCLI):
         """``--run``, ``--checkpoint_every``, and one seed for everything."""
         parser.add_argument("--run", type=str, default="runs/unnamed", help="Folder of logs, checkpoints, labels and samples.")
         parser.add_argument("--checkpoint_every", type=int, default=10, help="Rollouts between checkpoints.")
+        computed = {"data.init_args.seed": int, "trainer.logger.init_args.id": last_wandb_run}
         for target, origin in LINKS.items():
-            parser.link_arguments(origin, target, compute_fn=int)
+            parser.link_arguments(origin, target, compute_fn=computed.get(target))
 
     def before_instantiate_classes(self) -> None:
         """Refuse to mix two runs in one folder, before anything heavy is loaded."""
         settings = self.config[self.command]
+        require_packages(settings.trainer.logger)
         if self.rehearsal is not None:
             self._plan_rehearsal()
             return
@@ -152,9 +161,12 @@ class AlignmentCLI(LightningCLI):
         if self.command == "predict":
             callbacks.append(PredictionWriter(self.folder / "predictions.jsonl"))
         overrides |= {"default_root_dir": str(self.folder), "callbacks": callbacks}
-        if settings["trainer"].get("logger") in (None, True):
-            fitting = self.command == "fit"
-            overrides["logger"] = TensorBoardLogger(str(self.folder.parent), name=self.folder.name, version="") if fitting else False
+        if self.command != "fit":
+            overrides["logger"] = False  # what is found is printed, or written by predict; curves are of training
+        elif settings["trainer"].get("logger") in (None, True):
+            overrides["logger"] = TensorBoardLogger(str(self.folder.parent), name=self.folder.name, version="")
+        else:
+            self.folder.mkdir(parents=True, exist_ok=True)  # W&B goes to the system's temporary folder if it is missing
         return self._trainer_of(overrides)
 
     def after_instantiate_classes(self) -> None:
