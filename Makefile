@@ -10,7 +10,7 @@ PEER := $(VENV)/peer
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-slow test-real test-peer mutate check check-format check-lint check-types check-layers format clean
+.PHONY: help setup quickstart screenshot test test-slow test-real test-peer mutate check check-format check-lint check-types check-layers format clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*  ## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,6 +28,10 @@ $(READY): pyproject.toml constraints.txt
 
 quickstart: $(READY)  ## Align a tiny policy on the embedded world
 	$(BIN)/lit-align quickstart
+
+screenshot: $(READY)  ## Run the quickstart and take the picture of TensorBoard in README (needs chromium and playwright)
+	$(BIN)/lit-align quickstart
+	$(BIN)/python scripts/screenshot.py runs/quickstart/aligned
 
 test test-slow: export HF_HUB_OFFLINE := 1
 test: $(READY)  ## Run the tests and doctests

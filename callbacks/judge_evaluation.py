@@ -166,22 +166,23 @@ class JudgeEvaluation(RolloutCallback):
         rows = [torch.zeros(0, k, 6, device=module.device)]
         with context():
             mine = list(self._answers(module.policy))
-        for answers, rivals in zip(mine, self._rivals, strict=True):
-            said = self.judge.annotate(beside(answers, rivals.to(module.device))).to(module.device)
-            valid = said.valid[:, :k] & said.valid[:, k:]
-            batch = AlignmentBatch.of(answers, Annotation(scores=said.scores[:, :k], valid=valid))
-            with context():
-                batch = replace(batch, reference_logps=module.reference.token_logps(batch))
-            kl = batch.sampling_response_logps - batch.reference_response_logps
-            length = answers.response_mask.sum(-1)
-            columns = (said.scores[:, :k].where(valid, 0.0), said.scores[:, k:].where(valid, 0.0), valid, length, answers.finished, kl)
-            rows.append(torch.stack([column.float() for column in columns], -1))
+        with module.policy.inference():  # an adapter's reference is the policy: as for the answers, once
+            for answers, rivals in zip(mine, self._rivals, strict=True):
+                said = self.judge.annotate(beside(answers, rivals.to(module.device))).to(module.device)
+                valid = said.valid[:, :k] & said.valid[:, k:]
+                batch = AlignmentBatch.of(answers, Annotation(scores=said.scores[:, :k], valid=valid))
+                with context():
+                    batch = replace(batch, reference_logps=module.reference.token_logps(batch))
+                kl = batch.sampling_response_logps - batch.reference_response_logps
+                length = answers.response_mask.sum(-1)
+                columns = (said.scores[:, :k].where(valid, 0.0), said.scores[:, k:].where(valid, 0.0), valid, length, answers.finished, kl)
+                rows.append(torch.stack([column.float() for column in columns], -1))
         return torch.cat(rows)
 
     def _answers(self, policy: Policy) -> Iterator[Rollouts]:
         stream = Stream(self._seed, "judge", 0)  # the same noise each time, so that differences are the policy's
-        for chunk in self._chunks:
-            with policy.inference():
+        with policy.inference():  # once: ranks may have different numbers of chunks
+            for chunk in self._chunks:
                 yield self._sampler.sample(policy, chunk, self.responses_per_prompt, stream)
 
 

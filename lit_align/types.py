@@ -15,6 +15,8 @@ from typing import Any, NotRequired, Protocol, Self, TypedDict, final
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 
 Message = Mapping[str, str]
 """One turn of a chat: ``{"role": ..., "content": ...}``."""
@@ -385,13 +387,25 @@ class Policy(nn.Module, ABC):
 
     @contextmanager
     def inference(self) -> Iterator[None]:
-        """Eval mode without gradient; every submodule's own mode comes back."""
+        """Eval mode without gradient; every submodule's own mode comes back.
+
+        Weights that FSDP2 has spread over ranks are whole inside, on all of them, so that each may take as many forwards as its
+        responses are long. Entering is then a collective: all ranks do it as often.
+        """
         modes = [(module, module.training) for module in self.modules()]
+        spread = any(isinstance(parameter, DTensor) for parameter in self.parameters())  # not so in a context inside this one
+        shards = [module for module in self.modules() if isinstance(module, FSDPModule)] if spread else []
         self.eval()
         try:
+            for shard in shards:
+                shard.set_reshard_after_forward(False, recurse=False)
+                shard.unshard()
             with torch.no_grad():
                 yield
         finally:
+            for shard in shards:
+                shard.set_reshard_after_forward(True, recurse=False)
+                shard.reshard()
             for module, training in modes:
                 module.training = training
 

@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from callbacks import JudgeEvaluation, KLMonitor, SampleTable, WeightClipping
+from callbacks import Histograms, JudgeEvaluation, KLMonitor, SampleTable, Throughput, WeightClipping
 from lit_align import __version__
 from lit_align.algorithms import SFT
 from lit_align.annotators import FunctionAnnotator
@@ -227,7 +227,7 @@ def logged(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[int]]:
     online = make_data(eval_prompts=held_out, eval_annotator=FunctionAnnotator(vowels))
     options: dict[str, Any] = {"max_epochs": 3, "check_val_every_n_epoch": 1}
     board = TensorBoardLogger(str(root), name="online", version="")
-    watching = [KLMonitor(), WeightClipping(), SampleTable(), judge]
+    watching = [KLMonitor(), WeightClipping(), Histograms(), SampleTable(), Throughput(), judge]
     make_trainer(root, logger=board, callbacks=watching, **options).fit(make_dar(model), online)
 
     file = Path(write_prompts(root / "answers.jsonl"))

@@ -24,6 +24,7 @@ from lit_align.functional.gradients import squared_norm_share
 from lit_align.functional.logprobs import response_logps
 from lit_align.models.moving import MovingWeights
 from lit_align.models.reference import MovingReference
+from lit_align.models.sharding import shard
 from lit_align.types import (
     AlignmentBatch,
     Diagnostics,
@@ -157,6 +158,8 @@ class AlignmentModule(LightningModule, ABC):
         metrics = {name: value / shares for name, value in totals.items()} | {"train/skipped_steps": float(self.skipped_steps)}
         if gradients:  # DeepSpeed keeps them to itself
             metrics["train/gradient_norm"] = norm
+        if (rate := optimizer.param_groups[0]["lr"]) is not None:  # Adafactor may choose its own
+            metrics["train/learning_rate"] = float(rate)
         self.log_dict(metrics, on_step=True, on_epoch=False, batch_size=1)
 
     @final
@@ -191,6 +194,12 @@ class AlignmentModule(LightningModule, ABC):
         if self._lr_schedule is None:
             return optimizer
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self._lr_schedule(optimizer), "interval": "step"}}
+
+    @final
+    def configure_model(self) -> None:
+        """Under FSDP2 (Lightning's ModelParallelStrategy), shard the policy; no other strategy asks for anything."""
+        if self.device_mesh is not None:
+            shard(self.policy, self.device_mesh["data_parallel"])
 
     @final
     def setup(self, stage: str) -> None:

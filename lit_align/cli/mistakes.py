@@ -49,7 +49,7 @@ def refuse_linked(arguments: Sequence[str], links: Mapping[str, str]) -> None:
     for source in settings_of(arguments):
         for target, origin in links.items():
             for keys in (target.split("."), [key for key in target.split(".") if key != "init_args"]):
-                if (setting := _inside(source, keys)) is not None and setting.value is not None:
+                for setting in _inside(source, keys):
                     raise UserError(
                         f"{'.'.join(keys)} ({setting.place}) is set by {origin}: what you give it would be ignored.\n"
                         f"Remove it, and set {origin}: {_text(setting)} (--{origin}={_text(setting)})."
@@ -244,17 +244,20 @@ def files_that_set(key: str, sources: Iterable[Setting]) -> list[str]:
     for path in sorted({path for folder in folders for path in folder.glob("*/*.yaml")}):
         with suppress(UserError):
             settings = read_settings(str(path))
-            if _inside(settings, key.split(".")) is not None and isinstance(settings.value, dict):
+            if isinstance(settings.value, dict) and any(_inside(settings, key.split("."))):
                 found[str(path)] = len(settings.value)
     return [path for path, parts in found.items() if parts == min(found.values())]
 
 
-def _inside(setting: Setting, keys: Sequence[str]) -> Setting | None:
-    for key in keys:
-        if not isinstance(setting.value, dict) or key not in setting.value:
-            return None
-        setting = setting.value[key]
-    return setting
+def _inside(setting: Setting, keys: Sequence[str]) -> Iterator[Setting]:
+    """What is set at ``keys``, in every entry of a list on the way."""
+    if isinstance(setting.value, list):
+        for item in setting.value:
+            yield from _inside(item, keys)
+    elif not keys:
+        yield from [setting] if setting.value is not None else []
+    elif isinstance(setting.value, dict) and keys[0] in setting.value:
+        yield from _inside(setting.value[keys[0]], keys[1:])
 
 
 def _text(setting: Setting, inside: bool = False) -> str:

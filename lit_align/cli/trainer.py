@@ -23,6 +23,7 @@ import lit_align.annotators
 import lit_align.generation
 import lit_align.models  # noqa: F401  (short names in YAML are those of imported classes)
 from lit_align.algorithms import AlignmentModule
+from lit_align.cli.loggers import last_wandb_run, require_packages
 from lit_align.cli.mistakes import explained, refuse_linked
 from lit_align.cli.predictions import PredictionWriter
 from lit_align.cli.settings import did_you_mean
@@ -51,7 +52,7 @@ REHEARSAL = {
     "enable_progress_bar": False,
     "enable_model_summary": False,
 }
-LINKS = {"data.init_args.seed": "seed_everything"}
+LINKS = {"data.init_args.seed": "seed_everything", "trainer.logger.init_args.save_dir": "run", "trainer.logger.init_args.id": "run"}
 
 
 def run_trainer(arguments: Sequence[str], rehearsal: RolloutCallback | None = None) -> "AlignmentCLI":
@@ -75,8 +76,9 @@ def add_parts(parser: LightningArgumentParser) -> None:
     parser.add_argument("--seed_everything", type=bool | int, default=0, help="Seed of everything; true draws one.")
     parser.add_argument("--run", type=str, default="runs/unnamed", help="Folder of logs, checkpoints, labels and samples.")
     parser.add_argument("--checkpoint_every", type=int, default=10, help="Rollouts between checkpoints.")
+    computed = {"data.init_args.seed": int, "trainer.logger.init_args.id": last_wandb_run}
     for target, origin in LINKS.items():
-        parser.link_arguments(origin, target, compute_fn=int)
+        parser.link_arguments(origin, target, compute_fn=computed.get(target))
 
 
 @final
@@ -87,6 +89,12 @@ class FitConfig(SaveConfigCallback):
         """Save once, when fitting."""
         if stage == "fit":
             super().setup(trainer, pl_module, stage)
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Into the run's folder, wherever loggers write."""
+        folder = Path(trainer.default_root_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.parser.save(self.config, folder / self.config_filename, skip_none=False, overwrite=self.overwrite)
 
 
 @final
@@ -109,7 +117,7 @@ class AlignmentCLI(LightningCLI):
             subclass_mode_data=True,
             auto_configure_optimizers=False,
             save_config_callback=FitConfig if rehearsal is None else None,
-            save_config_kwargs={"overwrite": True},
+            save_config_kwargs={"overwrite": True, "save_to_log_dir": False},
             parser_kwargs={"exit_on_error": False} | {command: {"exit_on_error": False} for command in self.subcommands()},
             args=arguments,
         )
@@ -134,6 +142,7 @@ class AlignmentCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Refuse to mix two runs in one folder, live or past, before anything heavy is loaded."""
         settings = self.config[self.command]
+        require_packages(settings.trainer.logger)
         if self.rehearsal is not None:
             self._plan_rehearsal()
             return
@@ -168,9 +177,12 @@ class AlignmentCLI(LightningCLI):
         if self.command == "predict":
             callbacks.append(PredictionWriter(self.folder / "predictions.jsonl"))
         overrides |= {"default_root_dir": str(self.folder), "callbacks": callbacks}
-        if settings["trainer"].get("logger") in (None, True):
-            fitting = self.command == "fit"
-            overrides["logger"] = TensorBoardLogger(str(self.folder.parent), name=self.folder.name, version="") if fitting else False
+        if self.command != "fit":
+            overrides["logger"] = False  # what is found is printed, or written by predict; curves are of training
+        elif settings["trainer"].get("logger") in (None, True):
+            overrides["logger"] = TensorBoardLogger(str(self.folder.parent), name=self.folder.name, version="")
+        else:
+            self.folder.mkdir(parents=True, exist_ok=True)  # W&B goes to the system's temporary folder if it is missing
         return self._trainer_of(overrides)
 
     def after_instantiate_classes(self) -> None:

@@ -11,13 +11,13 @@ import torch
 import torch.multiprocessing as mp
 from lightning.pytorch.callbacks import EarlyStopping
 
-from callbacks import JudgeEvaluation, KLMonitor, SampleTable, WeightClipping
+from callbacks import JudgeEvaluation, KLMonitor, SampleTable, Throughput, WeightClipping
 from lit_align.annotators import FunctionAnnotator
 from lit_align.data import ListPrompts
 from tests.callbacks.doubles import fit
 from tests.tiny import PROMPTS, make_data, vowels
 
-WATCHED = ("weights/", "kl/", "judge/", "reward/zero")
+WATCHED = ("weights/", "kl/", "judge/", "reward/zero", "train/gradient_norm")
 
 
 def run(root: Path, model: str, ceiling: float, ranks: int = 1) -> dict[str, Any]:
@@ -26,7 +26,7 @@ def run(root: Path, model: str, ceiling: float, ranks: int = 1) -> dict[str, Any
     trainer, curves = fit(
         root,
         model,
-        [KLMonitor(ceiling), WeightClipping(), SampleTable(), judge, stopper],
+        [KLMonitor(ceiling), WeightClipping(), SampleTable(), Throughput(), judge, stopper],
         data=make_data(micro_batch_prompts=4 // ranks),
         max_epochs=4,
         devices=ranks,
@@ -62,6 +62,9 @@ def test_two_ranks_log_what_one_process_does(tmp_path, model):
     assert {"weights/effective_sample_size", "weights/largest_share", "kl/reference_standard_error", "judge/win_rate_low"} <= set(
         first["metrics"]
     )
+    speeds = [{name: curve for name, curve in found["curves"].items() if name.startswith("throughput/")} for found in (first, alone)]
+    assert speeds[0].keys() == speeds[1].keys()
+    assert all(0 < value < 1e9 for curve in speeds[0].values() for value in curve.values())
     assert {p.name for p in (tmp_path / "two" / "samples").iterdir()} == {
         f"rollout-{i:06d}{r}.jsonl" for i in range(3) for r in ("", "-rank-1")
     }

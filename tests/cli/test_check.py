@@ -22,7 +22,7 @@ def everything(folder: Path) -> dict[Path, bytes]:
 
 def test_it_shows_an_annotated_prompt_and_counts_the_labels(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = everything(world)
-    logger = ["--trainer.logger=lightning.pytorch.loggers.CSVLogger", "--trainer.logger.init_args.save_dir=logs"]
+    logger = ["--trainer.logger=lightning.pytorch.loggers.CSVLogger"]
     callbacks = ["--config", str(CONFIGS / "callbacks/default.yaml")]
     main(["check", *OWN, *callbacks, *logger, "--trainer.max_epochs=7", "--run=runs/mine"])
     said = capsys.readouterr().out

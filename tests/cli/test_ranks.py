@@ -33,7 +33,7 @@ trainer:
   accumulate_grad_batches: 2
   enable_progress_bar: false
   enable_model_summary: false
-  logger: {class_path: lightning.pytorch.loggers.CSVLogger, init_args: {save_dir: runs, name: NAME, version: ""}}
+  logger: {class_path: lightning.pytorch.loggers.CSVLogger, init_args: {name: "", version: ""}}
 """
 
 
@@ -45,7 +45,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_prompts(folder / "eval_prompts.jsonl", PROMPTS[:7])  # 4 and 3 for two ranks
     (folder / "my_annotator.py").write_text(ANNOTATOR, encoding="utf-8")
     for name in ("one", "two"):
-        (folder / f"{name}.yaml").write_text(SMALL.replace("NAME", name), encoding="utf-8")
+        (folder / f"{name}.yaml").write_text(SMALL, encoding="utf-8")
     return folder
 
 

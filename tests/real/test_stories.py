@@ -32,8 +32,7 @@ def fit(algorithm: str, experiment: str, rollouts: int) -> None:
             f"--run=runs/{name}",
             f"--trainer.max_epochs={rollouts}",
             "--trainer.logger=lightning.pytorch.loggers.CSVLogger",
-            "--trainer.logger.save_dir=runs",
-            f"--trainer.logger.name={name}",
+            "--trainer.logger.name=",
             "--trainer.logger.version=",
         ]
     )

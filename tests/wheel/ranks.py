@@ -12,13 +12,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
-from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch import Callback
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 
+from callbacks import JudgeEvaluation
 from lit_align.algorithms import DAR, DPO, MovingAverage
+from lit_align.annotators import FunctionAnnotator
 from lit_align.data import ListPrompts
+from lit_align.generation import CacheSampler
 from lit_align.models import CausalPolicy, LoRA
-from lit_align.types import Prompt
+from lit_align.types import Prompt, UserError
 from tests.tiny import PROMPTS, adamw, make_dar, make_data, make_trainer, vowels
 from tests.wheel.harness import Fit, PlantedGradient, Poison, Recorder, Scores, Weights, differing, fit, patchy
 from tests.wheel.test_normaliser import dar, demonstrations, sft
@@ -27,6 +32,8 @@ from tests.wheel.test_resume import Saves, everything
 
 HELD_OUT: dict[str, Any] = {"eval_prompts": ListPrompts(PROMPTS[:9], name="held out"), "eval_responses_per_prompt": 4, "chunk_prompts": 4}
 FIVE_STEPS: dict[str, Any] = {"max_epochs": 3}
+SHARDED: dict[str, Any] = {"max_epochs": 2, "gradient_clip_val": 1.0}
+LONG: dict[str, Any] = {"sampler": CacheSampler(max_new_tokens=40), "chunk_prompts": 1, "responses_per_prompt": 2}
 RESUME: dict[str, Any] = {"micro_batch_prompts": 1, "inner_epochs": 2, "chunk_prompts": 2}
 
 
@@ -98,6 +105,29 @@ class Ranks:
         module = DPO(policy, anchor=MovingAverage(0.5), optimizer=adamw())
         return {"state": self.fit("anchored", {"max_epochs": 3}, module=module, micro_batch_prompts=2).state}
 
+    def sharded(self) -> dict[str, Any]:
+        """FSDP2, with responses whose lengths differ between the ranks; then stopped after one rollout of two, and resumed."""
+        whole = self.fit("sharded", SHARDED | self.mesh, module=mild(self.model), callbacks=watching(), micro_batch_prompts=2, **LONG)
+        kinds = {type(parameter).__name__ for parameter in whole.module.policy.parameters()}
+        weights = {name: weight.full_tensor() for name, weight in whole.module.policy.named_parameters()}  # pyright: ignore
+        half = self.fit("sharded-half", SHARDED | {"max_epochs": 1} | self.mesh, module=mild(self.model), micro_batch_prompts=2, **LONG)
+        file = self.folder / "sharded.ckpt"
+        half.trainer.save_checkpoint(file)
+        rest = self.fit("sharded-rest", SHARDED | self.mesh, module=mild(self.model), ckpt_path=file, micro_batch_prompts=2, **LONG)
+        chunks = [rollouts.response_mask.sum(-1).amax(-1).tolist() for rollouts in whole.recorder.rollouts]
+        found = {"losses": whole.recorder.losses, "rest": rest.recorder.losses, "kinds": kinds, "weights": weights}
+        return found | {"metrics": whole.recorder.metrics[-1], "chunks": chunks, "refused": self.sharded_adapter()}
+
+    def sharded_adapter(self) -> str:
+        with pytest.raises(UserError) as error:
+            self.fit("sharded-adapter", SHARDED | self.mesh, module=adapted(self.model), micro_batch_prompts=2)
+        return str(error.value)
+
+    @property
+    def mesh(self) -> dict[str, Any]:
+        sizes = {"data_parallel_size": 2, "tensor_parallel_size": 1}
+        return {"strategy": ModelParallelStrategy(**sizes, save_distributed_checkpoint=False, process_group_backend="gloo"), "devices": 2}
+
     def one_bad_rank(self) -> dict[str, Any]:
         weights = Weights()
         trainer = {"max_epochs": 1, "accumulate_grad_batches": 2}
@@ -150,6 +180,12 @@ class Ranks:
         }
 
 
+def watching() -> list[Callback]:
+    """Three prompts in chunks of one: the ranks have two and one."""
+    judge = JudgeEvaluation(FunctionAnnotator(vowels), ListPrompts(PROMPTS[:3]), every_n_rollouts=1, chunk_prompts=1)
+    return [judge]
+
+
 def mild(model: str) -> DAR:
     """Weights near 1, so that losses are a few nats and 1e-5 of one is a lot."""
     return make_dar(model, alpha=0.5, beta=1.5, optimizer=adamw(3e-3))
@@ -180,6 +216,7 @@ def main() -> None:
         ranks.adapter,
         ranks.anchored,
         ranks.resumed,
+        ranks.sharded,
         ranks.one_bad_rank,
         ranks.one_bad_gradient,
         ranks.one_silent_rank,

@@ -119,6 +119,28 @@ def test_samples_and_losses_are_those_of_one_process(both: list[dict[str, Any]],
     assert differing(both[0]["losses"]["state"], both[1]["losses"]["state"]) == []
 
 
+def test_sharded_weights_train_as_in_one_process(both: list[dict[str, Any]], tiny: str, root: Path) -> None:
+    one = fit(root, tiny, module=ranks.mild(tiny), callbacks=ranks.watching(), trainer=ranks.SHARDED, micro_batch_prompts=4, **ranks.LONG)
+    first, second = (rank["sharded"] for rank in both)
+    assert first["kinds"] == {"DTensor"}
+    assert first["chunks"] != second["chunks"], "one rank decodes for longer than the other"
+    assert first["losses"] == second["losses"] == pytest.approx(one.recorder.losses, rel=1e-5)
+    assert first["metrics"] == pytest.approx(one.recorder.metrics[-1], rel=1e-3, abs=1e-5)
+    assert first["metrics"]["train/gradient_norm"] > 1.5, "of both ranks' shards, and before clipping"
+    for name, value in policy_weights(one.state).items():
+        torch.testing.assert_close(first["weights"][name], value, atol=1e-4, rtol=0)
+
+
+def test_sharded_weights_come_back_from_a_checkpoint(both: list[dict[str, Any]], folder: Path) -> None:
+    assert (folder / "sharded.ckpt").is_file()
+    for rank in both:
+        assert rank["sharded"]["rest"] == rank["sharded"]["losses"][2:]
+
+
+def test_a_sharded_adapter_is_refused(both: list[dict[str, Any]]) -> None:
+    assert "Use strategy ddp" in both[0]["sharded"]["refused"]
+
+
 @pytest.mark.parametrize("moment", ["end", "after-2", "after-5"])
 def test_a_resumed_run_ends_where_the_whole_one_does(moment: str, both: list[dict[str, Any]]) -> None:
     assert [rank["resumed"][moment] for rank in both] == [[], []]
