@@ -129,6 +129,9 @@ def test_the_first_layout_in_the_documented_order_decides():
     assert contents == ["one", "two", "three", "four"]
     assert recognised(whole | {"chosen": DIALOGUE + " Yes."}, "here").content == DIALOGUE
     assert recognised(whole, "here").content == "six"
+    assert recognised({"prompt": [SYSTEM, USER], "chosen": [USER, GREEN]}, "here").content == (SYSTEM, USER), (
+        "messages that are said to be it"
+    )
     assert len(LAYOUTS) == 6
 
 
