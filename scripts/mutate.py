@@ -8,6 +8,7 @@ import io
 import multiprocessing
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -21,7 +22,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 COPIED = ("lit_align", "callbacks", "tests", "pyproject.toml")
 SECONDS = 1200  # of one mutation; one that hangs is noticed too
-FAILED = 1  # pytest's exit code where a test failed; any other but 0 is an accident
+PASSED, FAILED = 100, 101  # the exit code of a process whose tests pass, whose tests fail; anything else is an accident
 
 
 @dataclass(frozen=True)
@@ -77,25 +78,24 @@ def survives(mutation: Mutation | None) -> tuple[bool, str]:
         process.join()
         log = Path(folder) / "log"
         said = log.read_text(encoding="utf-8") if log.exists() else ""
-        if process.exitcode not in (0, FAILED, -9):
+        if process.exitcode not in (PASSED, FAILED, -signal.SIGKILL):
             raise RuntimeError(f"{mutation}: the tests did not run (exit code {process.exitcode}).\n{said[-3000:]}")
-        return process.exitcode == 0, said
+        return process.exitcode == PASSED, said
 
 
 def _run_tests(folder: str, tests: Sequence[str]) -> None:
-    """In a process of its own: end with pytest's exit code."""
+    """In a process of its own."""
     import pytest
 
     os.chdir(folder)
     sys.path.insert(0, folder)
-    os.environ |= {"PYTHONPATH": folder, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    os.environ |= {"PYTHONPATH": folder, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     with open("log", "w", encoding="utf-8") as log, redirect_stdout(log), redirect_stderr(io.StringIO()):
         code = pytest.main(["-q", "-x", "-p", "no:cacheprovider", f"--basetemp={folder}/run", f"--rootdir={folder}", *tests])
     import lit_align
 
     assert str(lit_align.__file__).startswith(folder), "another copy was tested"
-    sys.stdout.flush()
-    os._exit(int(code))
+    os._exit(PASSED + code)
 
 
 def main(words: Sequence[str]) -> int:

@@ -9,10 +9,10 @@ from torch import Tensor
 from lit_align.algorithms.anchors import Anchor, Initial
 from lit_align.algorithms.base import AlignmentModule, OptimizerCallable, ScheduleCallable
 from lit_align.algorithms.baselines import Baseline, smallest_group
-from lit_align.algorithms.surrogates import Clip, Surrogate, mean_per_response, token_mean
+from lit_align.algorithms.surrogates import Surrogate, mean_per_response, token_mean
 from lit_align.functional.advantages import comparable
 from lit_align.functional.distributed import global_mean, global_std
-from lit_align.functional.policy_gradient import kl_to_go
+from lit_align.functional.policy_gradient import clipped_surrogate, kl_to_go
 from lit_align.types import AlignmentBatch, Diagnostics, Needs, Policy, PolicyOutput, UserError
 
 
@@ -44,7 +44,7 @@ class ReinforcePP(AlignmentModule):
         beta: float = 0.01,
         baseline: Baseline | None = None,
         whiten: bool = True,
-        surrogate: Surrogate = Clip(),
+        surrogate: Surrogate = clipped_surrogate,
         anchor: Anchor = Initial(),
         optimizer: OptimizerCallable = lambda parameters: torch.optim.AdamW(parameters, lr=5e-7, weight_decay=0.0),
         lr_schedule: ScheduleCallable | None = None,

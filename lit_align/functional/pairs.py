@@ -24,7 +24,7 @@ def best_versus_worst(scores: Tensor, valid: Tensor) -> Tensor:
     Raises:
         ValueError: at K = 1.
 
-    >>> best_versus_worst(torch.tensor([[1.0, 3.0, 2.0]]), torch.tensor([[True, True, True]])).nonzero().tolist()
+    >>> best_versus_worst(torch.tensor([[1.0, 3.0, 2.0], [1.0, 1.0, 1.0]]), torch.ones(2, 3, dtype=torch.bool)).nonzero().tolist()
     [[0, 1, 0]]
     """
     require_siblings(scores, "best_versus_worst", "an algorithm that needs no pairs, such as DAR or KTO")

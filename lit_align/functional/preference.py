@@ -81,8 +81,8 @@ def kto_loss(log_ratios: Tensor, *, beta: float, reference_point: Tensor | float
         reference_point: z, an estimate of ``KL(pi || pi_ref)`` in nats, without gradient.
         good: bool, ``[...]``.
 
-    >>> kto_loss(torch.tensor([2.0, 2.0]), beta=0.5, reference_point=2.0, good=torch.tensor([True, False]))
-    tensor([0.5000, 0.5000])
+    >>> kto_loss(torch.tensor([2.0, 4.0, 4.0]), beta=0.5, reference_point=2.0, good=torch.tensor([True, True, False]))
+    tensor([0.5000, 0.2689, 0.7311])
     """
     sign = torch.where(good, 1.0, -1.0)
     return torch.sigmoid(-sign * beta * (full_precision(log_ratios) - reference_point))
