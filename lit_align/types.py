@@ -22,6 +22,10 @@ Message = Mapping[str, str]
 Diagnostics = dict[str, Tensor]
 """Detached quantities keyed ``group/quantity``: one per response ``[B, K]``, pair ``[B, K, K]`` or prompt ``[B]``, or one ``[]``."""
 
+TensorResult = Any
+"""A ``Tensor``, as the result of a function for which a YAML may also name a class whose objects are called: had the function's
+type ``Tensor`` there, jsonargparse would refuse every class that isn't a kind of it."""
+
 
 class UserError(Exception):
     """A mistake in a config or a file: the message says what was expected, what came and what to do; the command line

@@ -21,7 +21,7 @@ from lit_align.algorithms.scales import AdvantageScale, BatchStd, FixedScale, Re
 from lit_align.algorithms.sft import SFT
 from lit_align.algorithms.simpo import SimPO
 from lit_align.algorithms.slic import SLiC
-from lit_align.algorithms.surrogates import CISPO, Clip, OverlongPenalty, SequenceClip, SumOver, mean_per_response, token_mean
+from lit_align.algorithms.surrogates import CISPO, Clip, OverlongPenalty, SequenceClip, SumOver, mean_per_response, ppo_clip, token_mean
 from lit_align.algorithms.weighting import CentredWeights, ClippedWeights, GroupWeights, KLTarget, Weighting
 from lit_align.functional.advantages import group_standardised
 
@@ -75,6 +75,7 @@ __all__ = [
     "jensen_shannon",
     "leave_one_out",
     "mean_per_response",
+    "ppo_clip",
     "reverse_kl",
     "token_mean",
 ]

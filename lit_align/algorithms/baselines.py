@@ -8,8 +8,9 @@ from torch import Tensor
 
 from lit_align.functional.advantages import group_centred, leave_one_out
 from lit_align.functional.distributed import global_mean
+from lit_align.types import TensorResult
 
-Baseline = Callable[[Tensor, Tensor], Tensor]
+Baseline = Callable[[Tensor, Tensor], TensorResult]
 """From scores and valid ``[B, K]`` to advantages ``[B, K]``, 0 where not valid."""
 
 __all__ = ["Baseline", "BatchMean", "group_centred", "leave_one_out"]

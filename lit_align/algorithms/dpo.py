@@ -12,9 +12,9 @@ from lit_align.algorithms.base import OptimizerCallable, ScheduleCallable
 from lit_align.algorithms.pairing import BestVersusWorst, Pairing
 from lit_align.algorithms.preference import PreferenceModule
 from lit_align.functional.preference import alpha_divergence, dpo_loss, forward_kl, jensen_shannon, reverse_kl
-from lit_align.types import AlignmentBatch, Policy, UserError
+from lit_align.types import AlignmentBatch, Policy, TensorResult, UserError
 
-Link = Callable[[Tensor], Tensor]
+Link = Callable[[Tensor], TensorResult]
 """From the log-ratio of a response to its value, ``f'(u)`` up to a constant."""
 
 __all__ = ["DPO", "AlphaDivergence", "Link", "forward_kl", "jensen_shannon", "reverse_kl"]

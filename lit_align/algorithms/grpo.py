@@ -9,12 +9,12 @@ from torch import Tensor
 
 from lit_align.algorithms.anchors import Anchor, Initial
 from lit_align.algorithms.base import AlignmentModule, OptimizerCallable, ScheduleCallable
-from lit_align.algorithms.surrogates import Clip, Normaliser, OverlongPenalty, Surrogate, mean_per_response
+from lit_align.algorithms.surrogates import Normaliser, OverlongPenalty, Surrogate, mean_per_response, ppo_clip
 from lit_align.functional.advantages import comparable, group_standardised
 from lit_align.functional.divergences import kl_k3
-from lit_align.types import AlignmentBatch, Diagnostics, Needs, Policy, PolicyOutput
+from lit_align.types import AlignmentBatch, Diagnostics, Needs, Policy, PolicyOutput, TensorResult
 
-GroupAdvantage = Callable[[Tensor, Tensor], Tensor]
+GroupAdvantage = Callable[[Tensor, Tensor], TensorResult]
 """From scores and valid ``[B, K]`` to advantages ``[B, K]``."""
 
 
@@ -44,7 +44,7 @@ class GRPO(AlignmentModule):
         self,
         policy: Policy,
         advantage: GroupAdvantage = group_standardised,
-        surrogate: Surrogate = Clip(),
+        surrogate: Surrogate = ppo_clip,
         normaliser: Normaliser = mean_per_response,
         beta: float = 0.04,
         overlong: OverlongPenalty | None = None,

@@ -10,9 +10,9 @@ from torch import Tensor
 from lit_align.algorithms.base import AlignmentModule, OptimizerCallable, ScheduleCallable
 from lit_align.functional.advantages import comparable
 from lit_align.functional.logprobs import response_logps
-from lit_align.types import AlignmentBatch, Diagnostics, Needs, Policy, PolicyOutput
+from lit_align.types import AlignmentBatch, Diagnostics, Needs, Policy, PolicyOutput, TensorResult
 
-Selection = Callable[[Tensor, Tensor], Tensor]
+Selection = Callable[[Tensor, Tensor], TensorResult]
 """From scores and valid ``[B, K]`` to which responses are imitated, bool ``[B, K]``."""
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from lit_align.algorithms.anchors import Anchor, Initial
 from lit_align.algorithms.base import AlignmentModule, OptimizerCallable, ScheduleCallable
 from lit_align.algorithms.baselines import Baseline
-from lit_align.algorithms.surrogates import Clip, Surrogate, mean_per_response, token_mean
+from lit_align.algorithms.surrogates import Surrogate, mean_per_response, ppo_clip, token_mean
 from lit_align.functional.distributed import global_mean, global_std
 from lit_align.functional.policy_gradient import kl_to_go
 from lit_align.types import AlignmentBatch, Diagnostics, Needs, Policy, PolicyOutput, UserError
@@ -43,7 +43,7 @@ class ReinforcePP(AlignmentModule):
         beta: float = 0.01,
         baseline: Baseline | None = None,
         whiten: bool = True,
-        surrogate: Surrogate = Clip(),
+        surrogate: Surrogate = ppo_clip,
         anchor: Anchor = Initial(),
         optimizer: OptimizerCallable = lambda parameters: torch.optim.AdamW(parameters, lr=5e-7, weight_decay=0.0),
         lr_schedule: ScheduleCallable | None = None,

@@ -14,15 +14,26 @@ from lit_align.functional.policy_gradient import (
     sequence_clipped_surrogate,
     sum_over,
 )
-from lit_align.types import UserError
+from lit_align.types import TensorResult, UserError
 
 Surrogate = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 """From log-ratios, advantages and mask ``[B, K, T]`` to token losses and which ratios were clipped, ``[B, K, T]`` both."""
 
-Normaliser = Callable[[Tensor, Tensor], Tensor]
+Normaliser = Callable[[Tensor, Tensor], TensorResult]
 """From token losses and mask ``[B, K, T]`` to losses of responses ``[B, K]``, or of tokens ``[B, K, T]``, whose mean is minimised."""
 
-__all__ = ["CISPO", "Clip", "Normaliser", "OverlongPenalty", "SequenceClip", "SumOver", "Surrogate", "mean_per_response", "token_mean"]
+__all__ = [
+    "CISPO",
+    "Clip",
+    "Normaliser",
+    "OverlongPenalty",
+    "SequenceClip",
+    "SumOver",
+    "Surrogate",
+    "mean_per_response",
+    "ppo_clip",
+    "token_mean",
+]
 
 
 @final
@@ -40,6 +51,11 @@ class Clip:
     def __call__(self, log_ratios: Tensor, advantages: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """See `clipped_surrogate`."""
         return clipped_surrogate(log_ratios, advantages, mask, low=self.low, high=self.high)
+
+
+def ppo_clip(log_ratios: Tensor, advantages: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """`Clip` at 0.2 on both sides. As a default a function: jsonargparse forgets the class of a dataclass where it wants a callable."""
+    return Clip()(log_ratios, advantages, mask)
 
 
 @final
