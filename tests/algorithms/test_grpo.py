@@ -20,6 +20,7 @@ from lit_align.algorithms import (
     mean_per_response,
     token_mean,
 )
+from lit_align.functional import clipped_surrogate
 from tests.algorithms.descent import pull, settled, unlabelled
 from tests.algorithms.published import (
     REFERENCE_SAID,
