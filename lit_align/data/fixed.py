@@ -103,4 +103,4 @@ class FixedDataModule(AlignmentDataModule, ABC):
     def _batch_of(self, prompts: list[EncodedPrompt], steps: Tensor) -> AlignmentBatch:
         policy = self.aligner.policy
         rows = [encoded(policy, prompt, self.answers_of(prompt.prompt), self.max_response_tokens) for prompt in prompts]
-        return packed(rows, policy.pad_id, steps)
+        return packed(rows, policy.pad_id, steps, at_least=self.aligner.needs.responses)

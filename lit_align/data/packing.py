@@ -49,9 +49,10 @@ def encoded(policy: Policy, prompt: EncodedPrompt, answers: Sequence[Answer], lo
     return FixedRow(source.id, list(prompt.tokens), responses)
 
 
-def packed(rows: Sequence[FixedRow], pad_id: int, optimizer_steps: Tensor) -> AlignmentBatch:
-    """The rows as one batch: K is the largest number of answers, and where a row has fewer, responses without a token, not valid."""
-    k = max(len(row.responses) for row in rows)
+def packed(rows: Sequence[FixedRow], pad_id: int, optimizer_steps: Tensor, at_least: int = 1) -> AlignmentBatch:
+    """The rows as one batch: K is the largest number of answers, or ``at_least``; where a row has fewer, responses without a token
+    follow that are not valid."""
+    k = max(at_least, *(len(row.responses) for row in rows))
     nothing = Response([], [], False, None)
     grid = [[*row.responses, *[nothing] * (k - len(row.responses))] for row in rows]
     p, t = max(len(row.prompt_tokens) for row in rows), max(len(one.tokens) for line in grid for one in line)

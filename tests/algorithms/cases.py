@@ -55,8 +55,8 @@ class Case:
     """An algorithm as it is configured here.
 
     ``lone``: it trains on one response per prompt; every other is refused there. ``equal``, ``identical``: whether siblings of equal
-    scores, or of the same tokens, still teach something while the policy is reference and sampler.    ``judged``: it reads preferences. ``demonstrated``: it imitates answers of score 1, which the best
-    one is then, and the others 0.
+    scores, or of the same tokens, still teach something while the policy is reference and sampler. ``judged``: it reads
+    preferences. ``demonstrated``: it imitates answers of score 1, which is then the best one's, and 0 the others'.
     """
 
     kind: type[AlignmentModule]
