@@ -166,7 +166,7 @@ def test_dpo_takes_the_steps_that_one_calculates(rows: Any, micro: int, room: in
         with torch.no_grad():
             for weight in theirs.parameters():
                 weight -= 0.5 * weight.grad
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
     module = DPO(CausalPolicy(tiny), beta=0.1, optimizer=sgd(0.5))
     trainer = {"max_epochs": 3, "accumulate_grad_batches": 4 // micro}
     result = fit(tmp_path, tiny, module=module, data=data_of(rows, micro=micro, room=room), trainer=trainer)
@@ -185,7 +185,7 @@ def test_held_out_pairs_are_measured_before_and_after(chunk: int, tiny: str, tmp
     with torch.no_grad():
         for i, weight in enumerate(module.policy.parameters()):
             weight += 0.05 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(i))
-    expected = float(dpo_by_hand(module.policy, CausalPolicy(tiny)))
+    expected = float(dpo_by_hand(module.policy, CausalPolicy(tiny)).detach())
     (after,) = trainer.validate(module, data, verbose=False)
     assert abs(expected - math.log(2)) > 1e-3
     assert after["val/loss"] == pytest.approx(expected, abs=1e-5)
