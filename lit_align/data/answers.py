@@ -178,6 +178,5 @@ def _scored(pairs: list[tuple[Content | None, Any]]) -> tuple[Answer, ...]:
     for content, score in pairs:
         if content is None or not isinstance(score, int | float | None):
             return ()
-        known = score is not None and math.isfinite(score)
-        found.append(Answer(content, float(score) if known else None))
+        found.append(Answer(content, None if score is None or not math.isfinite(score) else float(score)))
     return tuple(found)

@@ -335,7 +335,7 @@ def test_a_file_of_pairs_makes_an_algorithm_offline(name: str) -> None:
     assert isinstance(data, PreferenceDataModule)
     assert type(cli.model) is type(online.model)
     assert data.prompts_per_rollout == online.datamodule.prompts_per_rollout
-    assert [answer.score for answer in data.prompts[0].answers] == [1.0, 0.0]
+    assert [answer.score for answer in next(iter(data.prompts)).answers] == [1.0, 0.0]
 
 
 ONLINE = [file for file in FILES if not file.startswith("algorithm/") and file not in ("quickstart_warmup.yaml", *OFFLINE)]

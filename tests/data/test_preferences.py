@@ -64,7 +64,7 @@ def chatty(tmp_path_factory: pytest.TempPathFactory) -> CausalPolicy:
 
 def data_of(rows: Any = PAIRS, held_out: Any = None, each: int = 4, micro: int = 4, room: int = 8, **options: Any) -> PreferenceDataModule:
     eval_prompts = None if held_out is None else Rows(held_out, 90)
-    sizes = {"prompts_per_rollout": each, "micro_batch_prompts": micro, "max_response_tokens": room}
+    sizes: dict[str, Any] = {"prompts_per_rollout": each, "micro_batch_prompts": micro, "max_response_tokens": room}
     return PreferenceDataModule(Rows(rows), eval_prompts, **(sizes | options))
 
 
@@ -165,6 +165,7 @@ def test_dpo_takes_the_steps_that_one_calculates(rows: Any, micro: int, room: in
         loss.backward()
         with torch.no_grad():
             for weight in theirs.parameters():
+                assert weight.grad is not None
                 weight -= 0.5 * weight.grad
         losses.append(float(loss.detach()))
     module = DPO(CausalPolicy(tiny), beta=0.1, optimizer=sgd(0.5))
@@ -178,14 +179,15 @@ def test_dpo_takes_the_steps_that_one_calculates(rows: Any, micro: int, room: in
 
 @pytest.mark.parametrize("chunk", [1, 3, 4])
 def test_held_out_pairs_are_measured_before_and_after(chunk: int, tiny: str, tmp_path: Path) -> None:
-    module = DPO(CausalPolicy(tiny), beta=0.1, optimizer=sgd(0.5))
+    policy = CausalPolicy(tiny)
+    module = DPO(policy, beta=0.1, optimizer=sgd(0.5))
     data, trainer = data_of(PAIRS, [*PAIRS, *LABELLED], each=chunk, micro=chunk), make_trainer(tmp_path)
     (before,) = trainer.validate(module, data, verbose=False)
     assert before == pytest.approx({"val/loss": math.log(2), "val/margin": 0.0, "val/accuracy": 0.0}, abs=1e-6)
     with torch.no_grad():
         for i, weight in enumerate(module.policy.parameters()):
             weight += 0.05 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(i))
-    expected = float(dpo_by_hand(module.policy, CausalPolicy(tiny)).detach())
+    expected = float(dpo_by_hand(policy, CausalPolicy(tiny)).detach())
     (after,) = trainer.validate(module, data, verbose=False)
     assert abs(expected - math.log(2)) > 1e-3
     assert after["val/loss"] == pytest.approx(expected, abs=1e-5)
@@ -244,7 +246,7 @@ def test_an_algorithm_that_needs_samples_is_refused_before_anything_is_read(kind
 @pytest.mark.parametrize("mixed", [False, True])
 def test_rows_without_an_answer_are_refused_before_the_run(held_out: bool, mixed: bool, tiny: str, tmp_path: Path) -> None:
     source = MixedPrompts([Rows(), ListPrompts(["ab"])]) if mixed else ListPrompts(["ab"])
-    options = {"eval_prompts": source} if held_out else {"prompts": source}
+    options: dict[str, Any] = {"eval_prompts": source} if held_out else {"prompts": source}
     data = PreferenceDataModule(**({"prompts": Rows()} | options), prompts_per_rollout=4, micro_batch_prompts=4, max_response_tokens=8)
     with pytest.raises(
         UserError, match=r"answer to every prompt: 'chosen' and 'rejected'.* beside 'ab' there is no field at all\. .*`answers`"
