@@ -247,7 +247,8 @@ def test_an_algorithm_that_needs_samples_is_refused_before_anything_is_read(kind
 def test_rows_without_an_answer_are_refused_before_the_run(held_out: bool, mixed: bool, tiny: str, tmp_path: Path) -> None:
     source = MixedPrompts([Rows(), ListPrompts(["ab"])]) if mixed else ListPrompts(["ab"])
     options: dict[str, Any] = {"eval_prompts": source} if held_out else {"prompts": source}
-    data = PreferenceDataModule(**({"prompts": Rows()} | options), prompts_per_rollout=4, micro_batch_prompts=4, max_response_tokens=8)
+    options = {"prompts": Rows()} | options
+    data = PreferenceDataModule(**options, prompts_per_rollout=4, micro_batch_prompts=4, max_response_tokens=8)
     with pytest.raises(
         UserError, match=r"answer to every prompt: 'chosen' and 'rejected'.* beside 'ab' there is no field at all\. .*`answers`"
     ):
