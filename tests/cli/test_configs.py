@@ -41,7 +41,7 @@ from lit_align.algorithms import (
 )
 from lit_align.annotators import FunctionAnnotator
 from lit_align.cli.trainer import AlignmentCLI, run_trainer
-from lit_align.data import DatasetStream, DemonstrationDataModule, JsonlPrompts, MixedPrompts, OnlineDataModule
+from lit_align.data import DatasetStream, DemonstrationDataModule, JsonlPrompts, MixedPrompts, OnlineDataModule, PreferenceDataModule
 from lit_align.generation import CacheSampler
 from lit_align.models import CausalPolicy, LoRA
 from lit_align.quickstart.rules import gold_score, proxy_score
@@ -54,6 +54,9 @@ ANCHORED, LOCAL, FUNCTION = "algorithm/dar_anchored.yaml", "experiment/local.yam
 
 # What a file is composed with, by its name or that of its folder. "..." is the file itself.
 RULES: dict[str, tuple[str, ...]] = {
+    "algorithm/dpo_offline.yaml": ("...", "experiment/local_model.yaml", "data/pairs.yaml"),
+    "experiment/local_model.yaml": ("algorithm/dpo_offline.yaml", "...", "data/pairs.yaml"),
+    "data/pairs.yaml": ("algorithm/simpo.yaml", "experiment/local_model.yaml", "..."),
     "algorithm/sft.yaml": ("...", "experiment/local_sft.yaml"),
     "experiment/local_sft.yaml": ("algorithm/sft.yaml", "..."),
     LOCAL: (ANCHORED, "...", FUNCTION),
@@ -115,6 +118,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         write_prompts(folder / name)
     (folder / "demonstrations.jsonl").write_text('{"prompt": "a", "response": "b"}\n', encoding="utf-8")
+    for name in ("pairs.jsonl", "eval_pairs.jsonl"):
+        (folder / name).write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n', encoding="utf-8")
     (folder / "data" / "sentiment_vader").mkdir()
     (folder / "data" / "sentiment_vader" / "vader_lexicon.txt").write_text("happy\t2.7\t0.9\nsad\t-2.1\t0.9\n", encoding="utf-8")
     (folder / "my_annotator.py").write_text("def score(prompt, responses):\n    return [1.0 for _ in responses]\n", encoding="utf-8")
@@ -322,7 +327,40 @@ def test_sft_imitates_files() -> None:
     assert optimizer_of(cli)[1].total_steps == steps, "the schedule ends with the run"
 
 
-ONLINE = [file for file in FILES if not file.startswith("algorithm/") and file != "quickstart_warmup.yaml"]
+OFFLINE = ("experiment/local_model.yaml", "data/pairs.yaml")
+
+
+def test_offline_dpo_is_the_published_setting() -> None:
+    cli = build("algorithm/dpo_offline.yaml", *OFFLINE)
+    dpo, data = cli.model, cli.datamodule
+    assert isinstance(dpo, DPO)
+    assert (dpo.beta, dpo.label_smoothing, dpo.nll, dpo.policy.temperature) == (0.1, 0.0, 0.0, 1.0)
+    optimizer, schedule = optimizer_of(cli)
+    assert type(optimizer) is torch.optim.RMSprop
+    (group,) = optimizer.param_groups
+    rates = []
+    for _ in range(152):
+        rates.append(group["lr"])
+        optimizer.step()
+        schedule.step()
+    assert rates[0] == pytest.approx(1e-6 / 150, rel=1e-3)
+    assert rates[75] == pytest.approx(0.5e-6, rel=1e-2)
+    assert rates[150:] == pytest.approx([1e-6, 1e-6], rel=1e-9)
+    assert isinstance(data, PreferenceDataModule)
+    assert data.micro_batch_prompts * cli.trainer.accumulate_grad_batches == data.prompts_per_rollout == 64, "one step per rollout"
+
+
+@pytest.mark.parametrize("name", ["dpo", "ipo", "slic", "simpo", "orpo", "iterative_sft", "iterative_dpo", "sft"])
+def test_a_file_of_pairs_makes_an_algorithm_offline(name: str) -> None:
+    online, cli = build_composed(f"algorithm/{name}.yaml"), build(f"algorithm/{name}.yaml", *OFFLINE)
+    data = cli.datamodule
+    assert isinstance(data, PreferenceDataModule)
+    assert type(cli.model) is type(online.model)
+    assert data.prompts_per_rollout == online.datamodule.prompts_per_rollout
+    assert [answer.score for answer in next(iter(data.prompts)).answers] == [1.0, 0.0]
+
+
+ONLINE = [file for file in FILES if not file.startswith("algorithm/") and file not in ("quickstart_warmup.yaml", *OFFLINE)]
 
 
 @pytest.mark.parametrize("experiment", [file for file in ONLINE if "model.init_args.optimizer.class_path" in read(file)])

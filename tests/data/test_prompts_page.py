@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from lit_align.cli.trainer import run_trainer
-from lit_align.data import JsonlPrompts, MixedPrompts, sources
+from lit_align.data import JsonlPrompts, MixedPrompts, answers, sources
 from lit_align.data.columns import LAYOUTS
 from lit_align.types import Prompt
 from tests.tiny import PROMPTS, write_prompts, write_tiny
@@ -18,6 +18,7 @@ from tests.tiny import PROMPTS, write_prompts, write_tiny
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "prompts.md").read_text(encoding="utf-8")
 FILES = [str(ROOT / "configs" / name) for name in ("algorithm/dar_anchored.yaml", "experiment/local.yaml", "annotator/function.yaml")]
+OFFLINE = [str(ROOT / "configs" / name) for name in ("algorithm/dpo_offline.yaml", "experiment/local_model.yaml")]
 SMALL = [
     "--trainer.accelerator=cpu",
     "--trainer.devices=1",
@@ -54,12 +55,13 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def built(text: str, monkeypatch: pytest.MonkeyPatch) -> Any:
+def built(text: str, monkeypatch: pytest.MonkeyPatch, files: list[str] = FILES, small: list[str] | None = None) -> Any:
     """The data module of a run with this YAML."""
     Path("mine.yaml").write_text(text, encoding="utf-8")
     with monkeypatch.context() as patch:
         patch.setattr("lightning.pytorch.cli.LightningCLI._run_subcommand", lambda *_: None)
-        return run_trainer(["fit", *(f"--config={file}" for file in FILES), "--config=mine.yaml", *SMALL]).datamodule
+        small = SMALL if small is None else small
+        return run_trainer(["fit", *(f"--config={file}" for file in files), "--config=mine.yaml", *small]).datamodule
 
 
 def test_every_source_is_in_the_table() -> None:
@@ -121,6 +123,31 @@ def test_an_evaluation_set_of_its_own(folder: Path, monkeypatch: pytest.MonkeyPa
     data = built(text, monkeypatch)
     assert [p.content for p in data.eval_prompts] == PROMPTS[:2]
     assert len(list(data.prompts)) == len(PROMPTS)
+
+
+def test_fixed_answers(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (lines,) = blocks("Fixed answers", "json")
+    (folder / "rows.jsonl").write_text(lines, encoding="utf-8")
+    found = [[answer.score for answer in prompt.answers] for prompt in JsonlPrompts("rows.jsonl")]
+    assert found == [[1, 0], [1, 0], [7.5, 6, 1], [0], [1], [1]]
+    table = re.findall(r"\| `([A-Z]\w+)` \|", section("Fixed answers"))
+    assert table == [type(layout).__name__ for layout in answers.LAYOUTS]
+    (text,) = blocks("Fixed answers", "yaml")
+    (folder / "pairs.jsonl").write_text('{"prompt": "a", "better": "b", "worse": "c"}\n', encoding="utf-8")
+    (prompt,) = built(text, monkeypatch, OFFLINE, []).prompts
+    assert [(answer.content, answer.score) for answer in prompt.answers] == [("b", 1.0), ("c", 0.0)]
+
+
+def test_the_offline_commands_run(folder: Path) -> None:
+    lines = [json.dumps({"prompt": p, "chosen": "ab", "rejected": "j" * (i % 3)}) + "\n" for i, p in enumerate(PROMPTS)]
+    for name in ("pairs.jsonl", "eval_pairs.jsonl"):
+        (folder / name).write_text("".join(lines), encoding="utf-8")
+    (commands,) = blocks("Fixed answers", "sh")
+    small = [*SMALL[:-1], "--data.init_args.micro_batch_prompts=4", "--data.init_args.max_response_tokens=8"]
+    for command in commands.splitlines():
+        trainer = run_trainer([*command.split()[1:], *small, "--trainer.check_val_every_n_epoch=2"]).trainer
+        assert trainer.global_step == 4
+        assert {"val/loss", "val/margin", "val/accuracy"} <= trainer.callback_metrics.keys()
 
 
 @pytest.mark.parametrize("heading", ["Several datasets", "Streaming"])

@@ -24,6 +24,7 @@ from lit_align.data import ListPrompts
 from lit_align.generation import CacheSampler
 from lit_align.models import CausalPolicy, LoRA
 from lit_align.types import Prompt, UserError
+from tests.data.test_preferences import data_of, many, moving
 from tests.tiny import PROMPTS, adamw, make_dar, make_data, make_trainer, vowels
 from tests.wheel.harness import Fit, PlantedGradient, Poison, Recorder, Scores, Weights, differing, fit, patchy
 from tests.wheel.test_normaliser import dar, demonstrations, sft
@@ -33,6 +34,7 @@ from tests.wheel.test_resume import Saves, everything
 HELD_OUT: dict[str, Any] = {"eval_prompts": ListPrompts(PROMPTS[:9], name="held out"), "eval_responses_per_prompt": 4, "chunk_prompts": 4}
 FIVE_STEPS: dict[str, Any] = {"max_epochs": 3}
 SHARDED: dict[str, Any] = {"max_epochs": 2, "gradient_clip_val": 1.0}
+FIXED: dict[str, Any] = {"max_epochs": 2, "accumulate_grad_batches": 2, "check_val_every_n_epoch": 2}
 LONG: dict[str, Any] = {"sampler": CacheSampler(max_new_tokens=40), "chunk_prompts": 1, "responses_per_prompt": 2}
 RESUME: dict[str, Any] = {"micro_batch_prompts": 1, "inner_epochs": 2, "chunk_prompts": 2}
 
@@ -179,6 +181,13 @@ class Ranks:
             "rare": [sum(p.dataset == "rare" for p in rollouts.prompts) for rollouts in result.recorder.rollouts],
         }
 
+    def fixed(self) -> dict[str, Any]:
+        """Lists of two to four answers, so that the ranks differ in K; measured before and after."""
+        trainer = make_trainer(self.folder / "fixed", **self.two)
+        before = trainer.validate(moving(self.model), data_of(many(), many()[:7], each=8, micro=2), verbose=False)[0]
+        result = self.fit("fixed", FIXED, module=moving(self.model), data=data_of(many(), many()[:7], each=8, micro=2))
+        return {"before": before, "losses": result.recorder.losses, "metrics": result.recorder.metrics[-1], "state": result.state}
+
 
 def watching() -> list[Callback]:
     """Three prompts in chunks of one: the ranks have two and one."""
@@ -222,6 +231,7 @@ def main() -> None:
         ranks.one_silent_rank,
         ranks.evaluation,
         ranks.mixed,
+        ranks.fixed,
     )
     torch.save({scenario.__name__: scenario() for scenario in scenarios}, ranks.folder / f"rank-{ranks.rank}.pt")
     torch.distributed.destroy_process_group()

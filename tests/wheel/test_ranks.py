@@ -12,6 +12,7 @@ import torch
 
 from lit_align.models import CausalPolicy
 from lit_align.types import UserError
+from tests.data.test_preferences import data_of, many, moving
 from tests.tiny import make_dar, make_data, make_trainer
 from tests.wheel import ranks
 from tests.wheel.harness import Scores, differing, fit, patchy
@@ -211,3 +212,15 @@ def test_held_out_rewards_of_every_dataset_are_those_of_one_process(both: list[d
 
 def test_the_folder_of_a_run_holds_both_journals(both: list[dict[str, Any]], folder: Path) -> None:
     assert sorted(path.name for path in (folder / "losses" / "journal").iterdir()) == ["labels-0.jsonl", "labels-1.jsonl"]
+
+
+def test_fixed_lists_train_and_are_measured_as_in_one_process(both: list[dict[str, Any]], tiny: str, root: Path) -> None:
+    data = data_of(many(), many()[:7], each=8, micro=4)
+    (before,) = make_trainer(root).validate(moving(tiny), data, verbose=False)
+    one = fit(root, tiny, module=moving(tiny), data=data, trainer=ranks.FIXED | {"accumulate_grad_batches": 2})
+    first, second = (rank["fixed"] for rank in both)
+    assert first["before"] == pytest.approx(before, abs=1e-6)
+    assert differing(first["state"], second["state"]) == []
+    assert first["losses"] == pytest.approx(one.recorder.losses, abs=1e-4)
+    assert first["metrics"] == second["metrics"] == pytest.approx(one.recorder.metrics[-1], rel=1e-3, abs=1e-3)
+    assert one.recorder.metrics[-1]["val/loss"] < before["val/loss"] - 1e-3
