@@ -5,8 +5,8 @@ from typing import Any
 
 from torch import Tensor
 
-Made = Tensor | Any
-"""A tensor. For a ``Callable`` that returns one class and nothing else, jsonargparse would only take subclasses of that class."""
+Made = Any
+"""A tensor. Of a ``Callable`` that says so, jsonargparse would take subclasses of ``Tensor``, and no object with a ``__call__``."""
 
 Baseline = Callable[[Tensor, Tensor], Made]
 """From scores and valid ``[B, K]`` to advantages ``[B, K]``, 0 where not valid."""
