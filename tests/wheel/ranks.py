@@ -26,6 +26,7 @@ from lit_align.models import CausalPolicy, LoRA
 from lit_align.types import Prompt, UserError
 from tests.tiny import PROMPTS, adamw, make_dar, make_data, make_trainer, vowels
 from tests.wheel.harness import Fit, PlantedGradient, Poison, Recorder, Scores, Weights, differing, fit, patchy
+from tests.wheel.test_dynamic import some_flat
 from tests.wheel.test_normaliser import dar, demonstrations, sft
 from tests.wheel.test_readings import held_out, mixture
 from tests.wheel.test_resume import Saves, everything
@@ -34,6 +35,7 @@ HELD_OUT: dict[str, Any] = {"eval_prompts": ListPrompts(PROMPTS[:9], name="held 
 FIVE_STEPS: dict[str, Any] = {"max_epochs": 3}
 SHARDED: dict[str, Any] = {"max_epochs": 2, "gradient_clip_val": 1.0}
 LONG: dict[str, Any] = {"sampler": CacheSampler(max_new_tokens=40), "chunk_prompts": 1, "responses_per_prompt": 2}
+SEARCH: dict[str, Any] = {"max_extra_prompts": 4, "chunk_prompts": 1}
 RESUME: dict[str, Any] = {"micro_batch_prompts": 1, "inner_epochs": 2, "chunk_prompts": 2}
 
 
@@ -179,6 +181,11 @@ class Ranks:
             "rare": [sum(p.dataset == "rare" for p in rollouts.prompts) for rollouts in result.recorder.rollouts],
         }
 
+    def dynamic(self) -> dict[str, Any]:
+        """Where one rank searches longer than the other, in chunks of one."""
+        result = self.fit("dynamic", FIVE_STEPS, module=mild(self.model), micro_batch_prompts=2, annotator=Scores(some_flat), **SEARCH)
+        return {"texts": texts(result.recorder), "metrics": result.recorder.metrics, "state": result.state}
+
 
 def watching() -> list[Callback]:
     """Three prompts in chunks of one: the ranks have two and one."""
@@ -222,6 +229,7 @@ def main() -> None:
         ranks.one_silent_rank,
         ranks.evaluation,
         ranks.mixed,
+        ranks.dynamic,
     )
     torch.save({scenario.__name__: scenario() for scenario in scenarios}, ranks.folder / f"rank-{ranks.rank}.pt")
     torch.distributed.destroy_process_group()
