@@ -123,6 +123,11 @@ def test_an_evaluation_set_of_its_own(folder: Path, monkeypatch: pytest.MonkeyPa
     assert len(list(data.prompts)) == len(PROMPTS)
 
 
+def test_a_search_for_spread(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (text,) = blocks("Prompts that teach nothing", "yaml")
+    assert built(text, monkeypatch).max_extra_prompts == 64
+
+
 @pytest.mark.parametrize("heading", ["Several datasets", "Streaming"])
 def test_the_commands_run_and_log_what_is_said(heading: str, folder: Path) -> None:
     (command,) = blocks(heading, "sh")
