@@ -30,7 +30,7 @@ class LocalLM(JudgeBackend):
         batch_size: rows of one forward pass, of similar length.
         dtype: of the weights; log-probs are float32 either way.
         chat_template: a Jinja file that takes the place of the tokenizer's own template.
-        chat_template_kwargs: what else to tell the template, such as ``enable_thinking: false`` for a model that would think first.
+        template_options: what else to tell the template, such as ``enable_thinking: false`` for a model that would think first.
         offload: on the device only while it is asked, in the CPU's memory otherwise.
 
     Attributes:
@@ -38,7 +38,7 @@ class LocalLM(JudgeBackend):
         tokens_read: tokens so far of all prompts and options, padding not counted.
 
     Raises:
-        UserError: at ``setup``, if there is no such model, or its template does not read all of ``chat_template_kwargs``; when
+        UserError: at ``setup``, if there is no such model, or its template does not read all of ``template_options``; when
             asked, if the tokenizer can't tell two options apart.
     """
 
@@ -49,19 +49,19 @@ class LocalLM(JudgeBackend):
         batch_size: int = 16,
         dtype: DType = "float32",
         chat_template: str | None = None,
-        chat_template_kwargs: dict[str, Any] | None = None,
+        template_options: dict[str, Any] | None = None,
         offload: bool = False,
     ) -> None:
         if max_tokens is not None and max_tokens < 1:
             raise UserError(f"LocalLM: max_tokens should be the longest prompt, at least 1, or null, got {max_tokens}.")
-        self.identity, self.max_tokens, self.chat_template_kwargs = path, max_tokens, chat_template_kwargs
+        self.identity, self.max_tokens, self.template_options = path, max_tokens, template_options
         self.host = HostedModel("LocalLM", path, partial(load_causal, "LocalLM"), dtype, chat_template, offload, batch_size)
         self.too_long = self.tokens_read = 0
 
     def setup(self, device: torch.device) -> None:
         """Load the model."""
         self.host.setup(device)
-        check_options("LocalLM", "chat_template_kwargs", self.host.tokenizer, self.chat_template_kwargs)
+        check_options("LocalLM", "template_options", self.host.tokenizer, self.template_options)
 
     def close(self) -> None:
         """Forget the model."""
@@ -104,7 +104,7 @@ class LocalLM(JudgeBackend):
         elif tokenizer.chat_template is None:
             text = "\n\n".join(message["content"] for message in prompt)
         else:
-            text = self.host.render(prompt, answer=True, options=self.chat_template_kwargs)
+            text = self.host.render(prompt, answer=True, options=self.template_options)
         encoded = tokenizer([text, *(text + option for option in options)], add_special_tokens=special)["input_ids"]
         return suffixes(encoded[0], encoded[1:], options, tokenizer.bos_token_id, tokenizer.eos_token_id)
 

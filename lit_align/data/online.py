@@ -98,7 +98,7 @@ class OnlineDataModule(AlignmentDataModule):
                 raise UserError(
                     f"{type(self.aligner).__name__} as configured compares the responses to a prompt and needs at least "
                     f"{self.needs.responses} of them, got responses_per_prompt = {self.responses_per_prompt}. Raise it, or choose a "
-                    "baseline over the batch (for DAR: `baseline: BatchMean` with `weighting: ClippedWeights`)."
+                    "baseline over the batch (for DAR: `baseline: lit_align.algorithms.BatchMean` with `weighting: ClippedWeights`)."
                 )
             if self.max_extra_prompts < 0 or (self.max_extra_prompts and self.responses_per_prompt < 2):
                 raise UserError(

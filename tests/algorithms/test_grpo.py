@@ -20,6 +20,7 @@ from lit_align.algorithms import (
     mean_per_response,
     token_mean,
 )
+from lit_align.functional import clipped_surrogate
 from tests.algorithms.descent import pull, settled, unlabelled
 from tests.algorithms.published import (
     REFERENCE_SAID,
@@ -211,4 +212,9 @@ def test_the_overlong_penalty_is_of_the_score_and_so_of_the_group():
 
 def test_the_parts_of_the_default_are_the_papers():
     module = GRPO(TablePolicy(REFERENCE))
-    assert (module.advantage, module.surrogate, module.normaliser, module.beta) == (group_standardised, Clip(), mean_per_response, 0.04)
+    assert (module.advantage, module.surrogate, module.normaliser, module.beta) == (
+        group_standardised,
+        clipped_surrogate,
+        mean_per_response,
+        0.04,
+    )

@@ -97,7 +97,7 @@ def test_the_template_hears_its_arguments(tmp_path):
     folder = write_judge(tmp_path, make_tokenizer(chat_template=template))
     messages = [({"role": "user", "content": "ab"},)]
     for thinking, end in ((True, "|"), (False, "=")):
-        found = LocalLM(folder, chat_template_kwargs={"thinking": thinking}).option_logps(messages, TEN)
+        found = LocalLM(folder, template_options={"thinking": thinking}).option_logps(messages, TEN)
         assert found[0, 1].item() == pytest.approx(by_hand(tmp_path, f"ab<eos>{end}", "2"), abs=1e-5)
 
 

@@ -23,14 +23,19 @@ from lit_align.algorithms import (
     DAR,
     DPO,
     SFT,
+    Above,
+    AlphaDivergence,
+    BatchMean,
     BatchStd,
     BestVersusWorst,
+    Clip,
     ClippedWeights,
     GroupWeights,
     Initial,
     MovingAverage,
     PreviousRound,
     ReferenceStd,
+    SumOver,
     group_centred,
     leave_one_out,
 )
@@ -287,6 +292,23 @@ def test_an_anchor_is_chosen_by_name(name: str, option: str, value: float) -> No
     cli = build("algorithm/iterative_dpo.yaml", LOCAL, FUNCTION, **{key: name, f"{key}.init_args.{option}": str(value)})
     assert cli.model.anchor == {"PreviousRound": PreviousRound, "MovingAverage": MovingAverage}[name](value)
     assert any(found.startswith("reference_weights.model.") for found in cli.model.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("file", "part", "options", "expected"),
+    [
+        ("dar", "baseline", {}, BatchMean()),
+        ("dpo", "link", {"alpha": 0.3}, AlphaDivergence(0.3)),
+        ("iterative_sft", "select", {"threshold": 0.25}, Above(0.25)),
+        ("grpo", "normaliser", {"tokens": 64.0}, SumOver(64.0)),
+        ("grpo", "surrogate", {"low": 0.1}, Clip(low=0.1)),
+        ("reinforce_pp", "baseline", {}, BatchMean()),
+    ],
+)
+def test_a_part_that_is_called_may_be_an_object(file: str, part: str, options: dict[str, float], expected: Any) -> None:
+    key = f"model.init_args.{part}"
+    chosen = {key: f"lit_align.algorithms.{type(expected).__name__}"} | {f"{key}.init_args.{k}": str(v) for k, v in options.items()}
+    assert getattr(build(f"algorithm/{file}.yaml", LOCAL, FUNCTION, **chosen).model, part) == expected
 
 
 def test_sft_imitates_files() -> None:

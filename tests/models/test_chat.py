@@ -61,8 +61,8 @@ def test_an_option_that_no_template_reads_is_refused(folder):
         CausalPolicy(folder, chat_template=str(CHATML), template_options={"thinkin": False})
     with pytest.raises(UserError, match=r"template_options is for a chat template, but the tokenizer of .* has none\. Set `chat_template"):
         CausalPolicy(folder, template_options=SILENT)
-    with pytest.raises(UserError, match=r"LocalLM: chat_template_kwargs sets thinkin, but the chat template of .* never reads it"):
-        LocalLM(folder, chat_template=str(CHATML), chat_template_kwargs={"thinkin": False}).setup(torch.device("cpu"))
+    with pytest.raises(UserError, match=r"LocalLM: template_options sets thinkin, but the chat template of .* never reads it"):
+        LocalLM(folder, chat_template=str(CHATML), template_options={"thinkin": False}).setup(torch.device("cpu"))
 
 
 def test_a_template_of_several_names_is_read_for_its_options(folder):
