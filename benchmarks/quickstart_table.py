@@ -14,8 +14,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from lit_align.cli.trainer import run_trainer
-from lit_align.quickstart.run import _settle_down
 from lit_align.types import UserError
 
 ROLLOUTS = 20
@@ -50,7 +51,7 @@ def run(algorithm: str, seed: int) -> dict[str, Any]:
     """One run, and what the judge says at its end."""
     folder = FOLDER / f"{algorithm}-{seed}"
     shutil.rmtree(folder, ignore_errors=True)
-    options = {f"model.init_args.{name}": value for name, value in SETTINGS[algorithm].items()}
+    options = {f"model.init_args.{name}": str(value) for name, value in SETTINGS[algorithm].items()}
     options |= {"trainer.max_epochs": ROLLOUTS, "trainer.enable_checkpointing": "false", "seed_everything": seed, "run": folder}
     files = (f"configs/algorithm/{algorithm}.yaml", "configs/quickstart.yaml")
     cli = run_trainer(["fit", *(f"--config={file}" for file in files), *(f"--{name}={value}" for name, value in options.items())])
@@ -76,7 +77,7 @@ def main() -> None:
     options = parser.parse_args()
     if not Path("runs/quickstart/policy/config.json").is_file():
         raise UserError("There is no warmed-up policy in runs/quickstart/policy: run `lit-align quickstart` here first.")
-    _settle_down()
+    torch.set_num_threads(1)  # at this size a second thread waits more than it works
     FOLDER.mkdir(parents=True, exist_ok=True)
     file = FOLDER / "results.jsonl"
     for seed in range(options.seeds):
