@@ -40,8 +40,10 @@ class RolloutProgressBar(TQDMProgressBar, RolloutCallback):  # pyright: ignore[r
         )
 
     def on_rollout_progress(self, trainer: Trainer, module: LightningModule, sampled: int, annotated: int) -> None:
-        """Move it."""
+        """Move it; further prompts make it longer."""
         if self._rollout_bar is not None and not self._rollout_bar.disable:
+            self._responses = max(self._responses, sampled)
+            self._rollout_bar.total = 2 * self._responses
             self._rollout_bar.n = sampled + annotated
             self._rollout_bar.set_description_str(self._said(sampled, annotated))
 

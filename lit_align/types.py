@@ -153,6 +153,10 @@ class Annotation(TensorRecord):
     mass: Tensor | None = axes("BK", default=None)  # probability that a judge's model gave to the verdicts it could choose from
     annotator_version: int = 0
 
+    def rows(self, index: Sequence[int]) -> "Annotation":
+        """Of these prompts only, in this order."""
+        return self.map_tensors(lambda tensor, _: tensor[list(index)])
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AlignmentBatch(TensorRecord):
@@ -509,10 +513,12 @@ class RolloutCallback(Callback):
     needs: Needs = Needs()
 
     def on_rollout_start(self, trainer: Trainer, module: LightningModule, rollout: int, total: int) -> None:
-        """Before the first response of rollout number ``rollout``; ``total`` responses are coming on this rank."""
+        """Before the first response of rollout number ``rollout``; ``total`` responses are coming on this rank, and more where the
+        data look for prompts with spread."""
 
     def on_rollout_progress(self, trainer: Trainer, module: LightningModule, sampled: int, annotated: int) -> None:
-        """After each chunk is sampled, and again after it is annotated: responses so far on this rank."""
+        """After each chunk is sampled, and again after it is annotated: responses so far on this rank, which may be more than
+        ``total``."""
 
     def on_rollout_end(
         self,

@@ -96,7 +96,17 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write_files(tmp_path, README)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.path", [*__import__("sys").path])
-    for name in ("my_annotator", "my_api", "my_algorithm", "test_my_algorithm", "my_judge", "my_callback", "my_anchor"):
+    for name in (
+        "my_annotator",
+        "my_api",
+        "my_algorithm",
+        "test_my_algorithm",
+        "my_preference",
+        "my_surrogate",
+        "my_judge",
+        "my_callback",
+        "my_anchor",
+    ):
         monkeypatch.delitem(__import__("sys").modules, name, raising=False)
     return tmp_path
 
@@ -181,13 +191,37 @@ def test_the_examples_of_add_run(folder: Path) -> None:
     page = ROOT / "docs" / "add.md"
     write_files(folder, page)
     run_commands(page)
-    test = import_module("test_my_algorithm")
-    test.test_it_is_dar_with_group_weights_at_temperature_zero()
-    loss = plotted(folder / "runs" / "best").Scalars("train/loss")
-    assert len(loss) == 2
-    assert all(event.value > 0 for event in loss)
+    import_module("test_my_algorithm").test_of_two_it_is_dpo_with_a_soft_label()
+    for name in ("listwise", "hinge"):
+        loss = plotted(folder / "runs" / name).Scalars("train/loss")
+        assert len(loss) == 2
+        assert all(event.value > 0 for event in loss)
+    assert len(plotted(folder / "runs" / "dual").Scalars("ratio/clipped_fraction")) == 2
     assert all(event.value < 0 for event in plotted(folder / "runs" / "likely").Scalars("reward/mean")), "log-probs are negative"
     assert len(plotted(folder / "runs" / "watched").Scalars("response/duplicates")) == 2
+
+
+LENGTHS = {"my_algorithm.py": 40, "my_preference.py": 15, "my_surrogate.py": 25, "my_judge.py": 40, "my_callback.py": 30}
+
+
+def test_the_examples_of_add_are_as_short_as_it_says() -> None:
+    page = ROOT / "docs" / "add.md"
+    lines = {block.file: sum(bool(line.strip()) for line in block.text.splitlines()[1:]) for block in blocks(page)}  # without the name
+    assert {name: lines[name] for name in LENGTHS if lines[name] > LENGTHS[name]} == {}
+    promised = re.findall(r"^## Add an? .* in (\d+) lines$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    assert list(map(int, promised)) == list(LENGTHS.values())
+
+
+def test_the_shorter_examples_of_add_are_what_they_say(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(folder)
+    write_files(folder, ROOT / "docs" / "add.md")
+    hinge = import_module("my_preference").SquaredHinge.pair_loss
+    losses = hinge(None, torch.tensor([0.0, 5.0, 20.0, -10.0, 5.0]), torch.tensor([1.0, 1.0, 1.0, 1.0, 0.0]))
+    torch.testing.assert_close(losses, torch.tensor([1.0, 0.25, 0.0, 4.0, 2.25]))
+    ratios, advantages = torch.tensor([1.5, 1.5, 5.0, 1.5]).log(), torch.tensor([1.0, -1.0, -1.0, -1.0])
+    losses, clipped = import_module("my_surrogate").DualClip(2.0)(ratios, advantages, torch.ones(4).bool())
+    torch.testing.assert_close(losses, torch.tensor([-1.2, 1.5, 2.0, 1.5]))
+    assert clipped.tolist() == [True, False, True, False]
 
 
 @pages

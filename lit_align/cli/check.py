@@ -98,14 +98,14 @@ def _forecast(cli: AlignmentCLI) -> list[str]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it has been said
         lines = [f"Prompts: {data.pool_of(data.prompts, data.response_room).summary()}"]
-    per_rollout = planned["prompts_per_rollout"] * planned.get("responses_per_prompt", 0)
-    if not per_rollout:
+    prompts, k, extra = planned["prompts_per_rollout"], planned.get("responses_per_prompt", 0), planned.get("max_extra_prompts", 0)
+    if not k:
         return [*lines, "Labels: none, this algorithm samples nothing."]
-    rollouts = planned["max_epochs"]
+    rollouts, each = planned["max_epochs"], (prompts + extra) * k
     if rollouts is None or rollouts < 0:
-        return [*lines, f"Labels: {per_rollout:,} in every rollout, and no end: set trainer.max_epochs."]
-    product = f"{rollouts:,} rollouts x {planned['prompts_per_rollout']} prompts x {planned['responses_per_prompt']} responses"
-    return [*lines, f"Labels: at most {rollouts * per_rollout:,} ({product})."]
+        return [*lines, f"Labels: {'at most ' if extra else ''}{each:,} in every rollout, and no end: set trainer.max_epochs."]
+    read = f"({prompts} + {extra} extra)" if extra else prompts
+    return [*lines, f"Labels: at most {rollouts * each:,} ({rollouts:,} rollouts x {read} prompts x {k} responses)."]
 
 
 def _short(text: str) -> str:

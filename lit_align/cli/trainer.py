@@ -220,6 +220,8 @@ class AlignmentCLI(LightningCLI):
         settings.ckpt_path = None
         if "micro_batch_prompts" in data:  # a user's own data module may have fixed it
             data.prompts_per_rollout, data.inner_epochs = data.micro_batch_prompts, 1
+        if "max_extra_prompts" in data:
+            data.max_extra_prompts = 0
 
     @property
     def command(self) -> str:

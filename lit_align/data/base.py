@@ -11,7 +11,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from lit_align.data.loader import LazyLoader, MicroBatch, RolloutLoader, derived_seed, schedule
-from lit_align.data.pool import LongPrompts, PromptEncoder
+from lit_align.data.pool import LongPrompts, PromptEncoder, numbered
 from lit_align.data.readers import PromptReader, reader_of
 from lit_align.data.sources.mixed import MixedPrompts
 from lit_align.functional.distributed import global_sum
@@ -56,6 +56,7 @@ class AlignmentDataModule(LightningDataModule, ABC):
         self._batch: AlignmentBatch | None = None  # this rank's prepared rows of rollout number _rollout
         self._ranks: list[dict[str, Tensor]] = []  # every rank's, for the checkpoint
         self._place: dict[str, Any] = {}  # of the reader, behind that rollout
+        self._drawn: list[EncodedPrompt] = []  # for the latest rollout, on all ranks
 
     @abstractmethod
     def make_rollout(self, number: int, prompts: list[EncodedPrompt]) -> AlignmentBatch:
@@ -101,6 +102,7 @@ class AlignmentDataModule(LightningDataModule, ABC):
             self._batch = self.make_rollout(number, self._rank_prompts())
             self._rollout, self._ranks = number, _gathered({name: tensor for name, tensor, _ in self._batch.tensors()})
             self._place = self._reader.state_dict()
+            self.aligner.log_rollout(self._reader.metrics())
         elif (rows := len(self._batch.scores) * self._trainer.world_size) != self.prompts_per_rollout:
             raise UserError(
                 f"The checkpoint was written inside a rollout of {rows} prompts, but prompts_per_rollout is "
@@ -196,10 +198,22 @@ class AlignmentDataModule(LightningDataModule, ABC):
 
     def _rank_prompts(self) -> list[EncodedPrompt]:
         """This rank's slice of every optimizer step, whatever the number of ranks."""
-        everyone = self._reader.take(self.prompts_per_rollout)
-        self.aligner.log_rollout(self._reader.metrics())
+        self._drawn = []
+        everyone = self.draw(self.prompts_per_rollout)
+        return [everyone[i] for i in self.rank_rows]
+
+    @property
+    def rank_rows(self) -> list[int]:
+        """Numbers of this rank's rows in the rollout of all ranks."""
         rank, world = self._trainer.global_rank, self._trainer.world_size
-        return [prompt for i, prompt in enumerate(everyone) if i // self._step_rows % world == rank]
+        return [i for i in range(self.prompts_per_rollout) if i // self._step_rows % world == rank]
+
+    @final
+    def draw(self, count: int) -> list[EncodedPrompt]:
+        """The next ``count`` prompts for the rollout under way, the same on every rank; one that it has already is the next
+        ``occurrence``."""
+        self._drawn = numbered([*self._drawn, *self._reader.take(count)])
+        return self._drawn[-count:]
 
     @final
     def pool_of(self, source: PromptSource, response_room: int) -> PromptReader:

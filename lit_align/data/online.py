@@ -1,6 +1,7 @@
 """The wheel: sample from the policy, have it labelled, prepare, train, again."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import final
 
@@ -9,6 +10,7 @@ from filelock import FileLock
 
 from lit_align.data.base import AlignmentDataModule, datasets_of
 from lit_align.data.collate import join
+from lit_align.data.dynamic import groups_with_spread
 from lit_align.data.journal import LabelJournal
 from lit_align.data.lock import lock_run
 from lit_align.data.pool import LongPrompts
@@ -42,6 +44,8 @@ class OnlineDataModule(AlignmentDataModule):
         micro_batch_prompts: prompts of one forward and backward pass on one rank.
         inner_epochs: how often a rollout is trained on.
         missing_eos_penalty: subtracted from the score of a response that did not end by itself, in units of reward.
+        max_extra_prompts: how many prompts more a rollout may read, on all ranks together, to replace those whose responses all
+            score the same (or have fewer than two valid scores): DAPO's dynamic sampling. All of them are labelled.
         chunk_prompts: prompts that are sampled, then annotated, together on one rank.
         eval_responses_per_prompt: K of held-out prompts.
         eval_sampler: answers held-out prompts, greedily for example; the training one if None.
@@ -62,6 +66,7 @@ class OnlineDataModule(AlignmentDataModule):
         micro_batch_prompts: int = 8,
         inner_epochs: int = 1,
         missing_eos_penalty: float = 0.0,
+        max_extra_prompts: int = 0,
         chunk_prompts: int = 32,
         eval_responses_per_prompt: int = 1,
         eval_sampler: Sampler | None = None,
@@ -76,6 +81,7 @@ class OnlineDataModule(AlignmentDataModule):
         self.responses_per_prompt, self.eval_responses_per_prompt = responses_per_prompt, eval_responses_per_prompt
         self.eval_sampler = sampler if eval_sampler is None else eval_sampler
         self.missing_eos_penalty, self.chunk_prompts = missing_eos_penalty, chunk_prompts
+        self.max_extra_prompts = max_extra_prompts
         self._journal: LabelJournal | None = None
         self._lock: FileLock | None = None  # on the first rank
 
@@ -94,6 +100,11 @@ class OnlineDataModule(AlignmentDataModule):
                     f"{self.needs.responses} of them, got responses_per_prompt = {self.responses_per_prompt}. Raise it, or choose a "
                     "baseline over the batch (for DAR: `baseline: lit_align.algorithms.BatchMean` with `weighting: ClippedWeights`)."
                 )
+            if self.max_extra_prompts < 0 or (self.max_extra_prompts and self.responses_per_prompt < 2):
+                raise UserError(
+                    f"max_extra_prompts should be 0 or, with at least 2 responses to a prompt that may score differently, positive, got "
+                    f"{self.max_extra_prompts} and responses_per_prompt = {self.responses_per_prompt}. Set it to 0, or raise the latter."
+                )
             self.annotator.setup(device)
             if self._trainer.is_global_zero:
                 self._lock = lock_run(Path(self._trainer.default_root_dir))
@@ -105,24 +116,40 @@ class OnlineDataModule(AlignmentDataModule):
 
     def make_rollout(self, number: int, prompts: list[EncodedPrompt]) -> AlignmentBatch:
         """Sample and annotate chunk by chunk, then let the algorithm prepare the whole."""
-        policy, k, stream = self.aligner.policy, self.responses_per_prompt, Stream(self.seed, "train", number)
-        self.tell("start", number, len(prompts) * k)
-        chunks: list[tuple[Rollouts, Annotation]] = []
-        with self._trainer.precision_plugin.forward_context(), policy.inference():
-            for start in range(0, len(prompts), self.chunk_prompts):
-                chunk = prompts[start : start + self.chunk_prompts]
-                rollouts = self.sampler.sample(policy, chunk, k, stream)
-                self.tell("progress", (start + len(chunk)) * k, start * k)
-                chunks.append((rollouts, self.journal.annotate(self.annotator, rollouts, stream)))
-                self.tell("progress", (start + len(chunk)) * k, (start + len(chunk)) * k)
-            rollouts, annotation = join([r for r, _ in chunks]), join([a for _, a in chunks]).to(self._trainer.strategy.root_device)
+        stream, chunks, device = Stream(self.seed, "train", number), [], self._trainer.strategy.root_device
+        self.tell("start", number, len(prompts) * self.responses_per_prompt)
+        with self._trainer.precision_plugin.forward_context(), self.aligner.policy.inference():
+            said = self._label(prompts, stream, chunks)
+            kept = self._search(said, stream, chunks) if self.max_extra_prompts else range(len(prompts))
+            rollouts, annotation = join([r for r, _ in chunks]), join([a for _, a in chunks]).to(device)
             self._report(number, rollouts, annotation)
-            steps = torch.arange(len(prompts)) // self._step_rows
-            batch = AlignmentBatch.of(rollouts, annotation, steps)
+            rollouts, annotation = rollouts.rows(kept), annotation.rows(kept)
+            batch = AlignmentBatch.of(rollouts, annotation, torch.arange(len(prompts)) // self._step_rows)
             batch = replace(batch, scores=batch.scores - self.missing_eos_penalty * (~batch.finished & batch.valid).float())
             batch, diagnostics = self.aligner.prepare_rollout(batch, self.needs, self.micro_batch_prompts)
         self.tell("end", rollouts, annotation, batch, diagnostics)
         return batch.to("cpu")
+
+    def _label(self, prompts: list[EncodedPrompt], stream: Stream, chunks: list[tuple[Rollouts, Annotation]]) -> Annotation:
+        """Answer and annotate, adding to ``chunks``; what was said of these prompts."""
+        k, earlier = self.responses_per_prompt, len(chunks)
+        done = sum(len(rollouts.prompts) for rollouts, _ in chunks) * k
+        for start in range(0, len(prompts), self.chunk_prompts):
+            rollouts = self.sampler.sample(self.aligner.policy, prompts[start : start + self.chunk_prompts], k, stream)
+            sampled = done + len(rollouts.prompts) * k
+            self.tell("progress", sampled, done)
+            chunks.append((rollouts, self.journal.annotate(self.annotator, rollouts, stream)))
+            self.tell("progress", sampled, sampled)
+            done = sampled
+        return join([annotation for _, annotation in chunks[earlier:]])
+
+    def _search(self, said: Annotation, stream: Stream, chunks: list[tuple[Rollouts, Annotation]]) -> list[int]:
+        """Label further prompts for those whose responses all score the same; which of all groups to train on."""
+        device, total, budget = self._trainer.strategy.root_device, self.prompts_per_rollout, self.max_extra_prompts
+        label = partial(self._label, stream=stream, chunks=chunks)
+        kept, metrics = groups_with_spread(said, self.rank_rows, total, budget, self.draw, label, device)
+        self.aligner.log_rollout(metrics)
+        return kept
 
     def evaluation_batch(self, prompts: list[EncodedPrompt]) -> Samples:
         """Answers drawn with the same noise at every evaluation, so that differences are the policy's."""

@@ -27,6 +27,17 @@ def test_a_piped_run_says_what_was_sampled_and_annotated(root, model, capsys):
     assert [type(callback) for callback in trainer.callbacks if isinstance(callback, ProgressBar)] == [RolloutProgressBar]
 
 
+def test_further_prompts_make_the_bar_longer(root, model, capsys):
+    data = make_data(annotator=FunctionAnnotator(lambda prompt, texts: [1.0] * len(texts)), max_extra_prompts=3)
+    fit(root, model, [RolloutProgressBar()], data=data, max_epochs=1, enable_progress_bar=True)
+    said = [line.split("|")[0].rstrip() for line in capsys.readouterr().out.split("\r") if line.startswith("Rollout")]
+    assert [line.split(": ", 1)[1] for line in said[-3:]] == [
+        "sampled 32/32, annotated 32/32: 100%",
+        "sampled 44/44, annotated 32/44:  86%",
+        "sampled 44/44, annotated 44/44: 100%",
+    ]
+
+
 def test_refresh_rate_zero_says_nothing(root, model, capsys):
     fit(root, model, [RolloutProgressBar(refresh_rate=0)], max_epochs=1, enable_progress_bar=True)
     assert capsys.readouterr().out == ""

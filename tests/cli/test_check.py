@@ -47,6 +47,22 @@ def test_it_asks_for_the_labels_of_one_micro_batch_only(world: Path, capsys: pyt
     assert sys.modules["my_annotator"].asked == [4, 4, 4, 4]  # of 8 prompts in a rollout
 
 
+def test_a_search_for_spread_is_counted_and_not_made(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = "asked = []\ndef score(prompt, responses):\n    asked.append(len(responses))\n    return [1.0] * len(responses)\n"
+    (world / "my_annotator.py").write_text(source, encoding="utf-8")
+    main(
+        [
+            "check",
+            *OWN,
+            "--model.init_args.scale=lit_align.algorithms.BatchStd",
+            "--data.init_args.max_extra_prompts=5",
+            "--trainer.max_epochs=7",
+        ]
+    )
+    assert sys.modules["my_annotator"].asked == [4, 4, 4, 4]
+    assert "Labels: at most 364 (7 rollouts x (8 + 5 extra) prompts x 4 responses)." in capsys.readouterr().out
+
+
 def test_a_run_that_goes_on_is_not_touched(world: Path) -> None:
     main(["fit", *OWN, "--trainer.max_epochs=1", "--run=runs/a"])
     before = everything(world)

@@ -18,6 +18,7 @@ from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, ModelPa
 from transformers.optimization import Adafactor
 
 import callbacks
+from benchmarks.quickstart_table import SETTINGS, table
 from benchmarks.stories import Gold, Proxy
 from lit_align.algorithms import (
     DAR,
@@ -217,6 +218,26 @@ def test_what_a_user_chose_is_printed_first(capsys: pytest.CaptureFixture[str]) 
         assert list(said[part]) == ["class_path", "init_args"]
     assert next(iter(said["model"]["init_args"])) == "policy"
     assert next(iter(said["data"]["init_args"])) == "prompts"
+
+
+def test_the_table_of_the_quickstart_has_every_algorithm_that_samples() -> None:
+    sampled = "lit_align.data.OnlineDataModule"
+    files = [file for file in FILES if file.startswith("algorithm/") and read(file)["data.class_path"] == sampled]
+    assert sorted(SETTINGS) == sorted(Path(file).stem for file in files)
+
+
+@pytest.mark.parametrize("algorithm", SETTINGS)
+def test_what_the_table_of_the_quickstart_sets_is_taken(algorithm: str) -> None:
+    options = {f"model.init_args.{name}": str(value) for name, value in SETTINGS[algorithm].items()}
+    found = parsed(build(f"algorithm/{algorithm}.yaml", "quickstart.yaml", **options))
+    assert {name: found[name] for name in options} == {name: float(value) for name, value in options.items()}
+    assert found["data.init_args.responses_per_prompt"] == 4
+
+
+def test_the_table_of_the_quickstart_has_a_row_for_a_run() -> None:
+    names = ("win_rate", "win_rate_low", "win_rate_high", "score", "reference_score", "kl_reference")
+    run = {"algorithm": "dpo", "seed": 1, "settings": SETTINGS["dpo"]} | {name: i / 8 for i, name in enumerate(names)}
+    assert table([run]).splitlines()[-1] == "| `dpo` | 1 | lr 0.0003 | 0.00 (0.12 to 0.25) | 0.50 | 0.38 | 0.6 |"
 
 
 def test_every_entry_of_the_tables_is_for_a_file_that_exists() -> None:

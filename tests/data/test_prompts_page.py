@@ -150,6 +150,11 @@ def test_the_offline_commands_run(folder: Path) -> None:
         assert {"val/loss", "val/margin", "val/accuracy"} <= trainer.callback_metrics.keys()
 
 
+def test_a_search_for_spread(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (text,) = blocks("Prompts that teach nothing", "yaml")
+    assert built(text, monkeypatch).max_extra_prompts == 64
+
+
 @pytest.mark.parametrize("heading", ["Several datasets", "Streaming"])
 def test_the_commands_run_and_log_what_is_said(heading: str, folder: Path) -> None:
     (command,) = blocks(heading, "sh")

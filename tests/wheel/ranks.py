@@ -27,6 +27,7 @@ from lit_align.types import Prompt, UserError
 from tests.data.test_preferences import data_of, many, moving
 from tests.tiny import PROMPTS, adamw, make_dar, make_data, make_trainer, vowels
 from tests.wheel.harness import Fit, PlantedGradient, Poison, Recorder, Scores, Weights, differing, fit, patchy
+from tests.wheel.test_dynamic import some_flat
 from tests.wheel.test_normaliser import dar, demonstrations, sft
 from tests.wheel.test_readings import held_out, mixture
 from tests.wheel.test_resume import Saves, everything
@@ -36,6 +37,7 @@ FIVE_STEPS: dict[str, Any] = {"max_epochs": 3}
 SHARDED: dict[str, Any] = {"max_epochs": 2, "gradient_clip_val": 1.0}
 FIXED: dict[str, Any] = {"max_epochs": 2, "accumulate_grad_batches": 2, "check_val_every_n_epoch": 2}
 LONG: dict[str, Any] = {"sampler": CacheSampler(max_new_tokens=40), "chunk_prompts": 1, "responses_per_prompt": 2}
+SEARCH: dict[str, Any] = {"max_extra_prompts": 4, "chunk_prompts": 1}
 RESUME: dict[str, Any] = {"micro_batch_prompts": 1, "inner_epochs": 2, "chunk_prompts": 2}
 
 
@@ -188,6 +190,11 @@ class Ranks:
         result = self.fit("fixed", FIXED, module=moving(self.model), data=data_of(many(), many()[:7], each=8, micro=2))
         return {"before": before, "losses": result.recorder.losses, "metrics": result.recorder.metrics[-1], "state": result.state}
 
+    def dynamic(self) -> dict[str, Any]:
+        """Where one rank searches longer than the other, in chunks of one."""
+        result = self.fit("dynamic", FIVE_STEPS, module=mild(self.model), micro_batch_prompts=2, annotator=Scores(some_flat), **SEARCH)
+        return {"texts": texts(result.recorder), "metrics": result.recorder.metrics, "state": result.state}
+
 
 def watching() -> list[Callback]:
     """Three prompts in chunks of one: the ranks have two and one."""
@@ -232,6 +239,7 @@ def main() -> None:
         ranks.evaluation,
         ranks.mixed,
         ranks.fixed,
+        ranks.dynamic,
     )
     torch.save({scenario.__name__: scenario() for scenario in scenarios}, ranks.folder / f"rank-{ranks.rank}.pt")
     torch.distributed.destroy_process_group()

@@ -16,6 +16,7 @@ from tests.data.test_preferences import data_of, many, moving
 from tests.tiny import make_dar, make_data, make_trainer
 from tests.wheel import ranks
 from tests.wheel.harness import Scores, differing, fit, patchy
+from tests.wheel.test_dynamic import some_flat
 from tests.wheel.test_normaliser import assert_same, dar, demonstrations, expected_of_dar, expected_of_sft
 from tests.wheel.test_readings import held_out, mixture
 from tests.wheel.test_resume import everything
@@ -201,6 +202,23 @@ def test_a_mixture_is_read_as_by_one_process(both: list[dict[str, Any]], tiny: s
             )
         assert "reward/rare" in rank["mixed"]["metrics"][-1]
     assert any((here == 0) != (there == 0) for here, there in zip(both[0]["mixed"]["rare"], both[1]["mixed"]["rare"], strict=True))
+
+
+def test_a_search_finds_on_both_what_it_finds_on_one(both: list[dict[str, Any]], tiny: str, root: Path, folder: Path) -> None:
+    one = fit(
+        root, tiny, module=ranks.mild(tiny), trainer=ranks.FIVE_STEPS, micro_batch_prompts=4, annotator=Scores(some_flat), **ranks.SEARCH
+    )
+    together = [a | b for a, b in zip(both[0]["dynamic"]["texts"], both[1]["dynamic"]["texts"], strict=True)]
+    assert together == ranks.texts(one.recorder)
+    for rank in both:
+        for found, expected in zip(rank["dynamic"]["metrics"], one.recorder.metrics, strict=True):
+            assert found.keys() == expected.keys()
+            for name in ("rollout/extra_prompts", "rollout/without_spread", "labels/used", "reward/mean"):
+                assert found[name] == pytest.approx(expected[name]), name
+    assert [metrics["rollout/extra_prompts"] for metrics in one.recorder.metrics] == [4, 4, 1], "the budget ends, and it does not"
+    journals = [folder / "dynamic" / "journal" / f"labels-{rank}.jsonl" for rank in range(2)]
+    assert len({len(journal.read_text(encoding="utf-8").splitlines()) for journal in journals}) == 2, "one searched longer"
+    assert differing(both[0]["dynamic"]["state"], both[1]["dynamic"]["state"]) == []
 
 
 def test_held_out_rewards_of_every_dataset_are_those_of_one_process(both: list[dict[str, Any]], tiny: str, root: Path) -> None:

@@ -1,0 +1,60 @@
+"""Every file under configs/algorithm/ trains two rollouts with the real command line, and each of them moves the policy."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from lit_align.cli import main
+from tests.cli.shipped import CONFIGS
+from tests.cli.test_configs import composed
+
+FILES = sorted(path.relative_to(CONFIGS).as_posix() for path in (CONFIGS / "algorithm").glob("*.y*ml"))
+
+SMALL = {  # what the published numbers are too large, or too small, for here; all else is the file's
+    "trainer.accelerator": "cpu",
+    "trainer.devices": "1",
+    "trainer.accumulate_grad_batches": "2",
+    "trainer.enable_model_summary": "false",
+    "trainer.enable_progress_bar": "false",
+    "data.init_args.prompts_per_rollout": "8",
+    "data.init_args.micro_batch_prompts": "4",
+    "model.init_args.optimizer.init_args.lr": "0.01",
+}
+SAMPLED = {"data.init_args.sampler.init_args.max_new_tokens": "6"}
+FIXED = {"data.init_args.max_response_tokens": "6"}
+DEMONSTRATIONS = [{"prompt": prompt, "response": response} for prompt in "abcd" for response in ("ha", "jig")]
+
+
+def is_sampled(file: str) -> bool:
+    """Whether a file's data are answers of the policy."""
+    return yaml.safe_load((CONFIGS / file).read_text(encoding="utf-8"))["data"]["class_path"] == "lit_align.data.OnlineDataModule"
+
+
+def after(run: Path, rollouts: int) -> dict[str, torch.Tensor]:
+    """The policy in the last checkpoint, which is one of so many rollouts of which every step was taken."""
+    checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    state = checkpoint["state_dict"]
+    assert checkpoint["epoch"] == rollouts
+    assert state["skipped_steps"] == 0
+    assert all(value.isfinite().all() for value in state.values())
+    return {name.removeprefix("policy.model."): value for name, value in state.items() if name.startswith("policy.model.")}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file", FILES)
+def test_an_algorithm_trains_two_rollouts(file: str, world: Path) -> None:
+    (world / "demonstrations.jsonl").write_text("".join(json.dumps(row) + "\n" for row in DEMONSTRATIONS), encoding="utf-8")
+    configs = [f"--config={CONFIGS / part}" for part in composed(file)]
+    small = [f"--{key}={value}" for key, value in (SMALL | (SAMPLED if is_sampled(file) else FIXED)).items()]
+    fit = ["fit", *configs, *small, "--run=runs/a"]
+    before = load_file(world / "my-model" / "model.safetensors")
+    for rollouts, more in enumerate(([], ["--ckpt_path=last"]), start=1):
+        main([*fit, f"--trainer.max_epochs={rollouts}", *more])
+        state = after(world / "runs" / "a", rollouts)
+        assert before.keys() <= state.keys()
+        assert any(not torch.equal(before[name], state[name]) for name in before), f"rollout {rollouts} left the policy as it was"
+        before = state
