@@ -373,17 +373,12 @@ class JudgeBackend(ABC):
         """Let go of it."""
 
 
-class Policy(nn.Module, ABC):
-    """A causal language model that can be scored. One ``temperature`` serves sampling, training and the reference; with
-    ``reference_offload`` the reference's weights wait on the CPU while it does not score."""
+class TextModel(nn.Module, ABC):
+    """A model that reads prompts and answers: what the data plane may know of whatever is trained."""
 
-    reference_offload: bool = False
-    temperature: float
-    eos_ids: frozenset[int]
-    special_ids: frozenset[int]  # tokens that `decode` leaves out
     bos_id: int | None
     pad_id: int
-    context_length: int | None
+    context_length: int | None  # of prompt and answer together
 
     @contextmanager
     def inference(self) -> Iterator[None]:
@@ -410,6 +405,28 @@ class Policy(nn.Module, ABC):
                 module.training = training
 
     @abstractmethod
+    def encode(self, prompt: Prompt) -> list[int]:
+        """Token ids of a prompt, through the chat template where it has messages."""
+
+    @abstractmethod
+    def encode_response(self, prompt: Prompt, text: str) -> list[int]:
+        """Token ids of a whole answer to ``prompt``, to be read after those of the prompt."""
+
+    @abstractmethod
+    def save(self, folder: str) -> None:
+        """Write a folder from which the model can be loaded."""
+
+
+class Policy(TextModel):
+    """A causal language model that can be scored. One ``temperature`` serves sampling, training and the reference; with
+    ``reference_offload`` the reference's weights wait on the CPU while it does not score."""
+
+    reference_offload: bool = False
+    temperature: float
+    eos_ids: frozenset[int]
+    special_ids: frozenset[int]  # tokens that `decode` leaves out
+
+    @abstractmethod
     def forward(self, batch: "AlignmentBatch | Rollouts") -> PolicyOutput:
         """Log-probs of the response tokens, with gradient."""
 
@@ -422,24 +439,12 @@ class Policy(nn.Module, ABC):
         """
 
     @abstractmethod
-    def encode(self, prompt: Prompt) -> list[int]:
-        """Token ids of a prompt, through the chat template where it has messages."""
-
-    @abstractmethod
-    def encode_response(self, prompt: Prompt, text: str) -> list[int]:
-        """Token ids of a whole answer to ``prompt``, ended by EOS."""
-
-    @abstractmethod
     def decode(self, tokens: Sequence[int]) -> str:
         """Text of response tokens, without special tokens."""
 
     @abstractmethod
     def make_reference(self) -> "Reference":
         """The policy as it was before training, whatever checkpoint was resumed."""
-
-    @abstractmethod
-    def save(self, folder: str) -> None:
-        """Write a folder from which the policy can be loaded."""
 
 
 class Reference(ABC):
@@ -465,7 +470,19 @@ class Sampler(ABC):
 class Aligner(Protocol):
     """What the data plane may know of a LightningModule."""
 
-    policy: Policy
+    @property
+    def text_model(self) -> TextModel:
+        """What is trained and reads the data."""
+        ...
+
+    @property
+    def policy(self) -> Policy:
+        """The same, where it can be sampled from.
+
+        Raises:
+            UserError: if it can't.
+        """
+        ...
 
     @property
     def needs(self) -> Needs:

@@ -63,16 +63,16 @@ class DemonstrationDataModule(AlignmentDataModule):
         return self.micro_batch_prompts
 
     def _batch_of(self, prompts: list[EncodedPrompt], steps: Tensor) -> AlignmentBatch:
-        policy = self.aligner.policy
-        answers = [policy.encode_response(p.prompt, _answer(p)) for p in prompts]
+        model = self.aligner.text_model
+        answers = [model.encode_response(p.prompt, _answer(p)) for p in prompts]
         cut = [answer[: self.max_response_tokens] for answer in answers]
         width, length = max(len(p.tokens) for p in prompts), max(map(len, cut))
         mask = torch.tensor([[i < len(answer) for i in range(length)] for answer in cut]).unsqueeze(1)  # [B, 1, T]
         one = torch.ones(len(prompts), 1)
         return AlignmentBatch(
-            prompt_tokens=torch.tensor([[policy.pad_id] * (width - len(p.tokens)) + list(p.tokens) for p in prompts]),
+            prompt_tokens=torch.tensor([[model.pad_id] * (width - len(p.tokens)) + list(p.tokens) for p in prompts]),
             prompt_mask=torch.tensor([[i >= width - len(p.tokens) for i in range(width)] for p in prompts]),
-            response_tokens=torch.tensor([answer + [policy.pad_id] * (length - len(answer)) for answer in cut]).unsqueeze(1),
+            response_tokens=torch.tensor([answer + [model.pad_id] * (length - len(answer)) for answer in cut]).unsqueeze(1),
             response_mask=mask,
             loss_mask=mask,
             prompt_ids=torch.tensor([p.prompt.id for p in prompts]),
