@@ -266,6 +266,15 @@ class StepOutput(TypedDict):
     diagnostics: Diagnostics
 
 
+class RewardStepOutput(TypedDict):
+    """The same of a reward model, which has scores for log-probs."""
+
+    loss: Tensor
+    losses: Tensor  # [B, K, K]
+    scores: Tensor  # [B, K]
+    diagnostics: Diagnostics
+
+
 @dataclass(frozen=True, slots=True)
 class Needs:
     """What an algorithm, or a callback, wants: log-probs of the reference; samples of exactly the policy being trained
