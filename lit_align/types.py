@@ -74,11 +74,25 @@ class TensorRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class Answer:
+    """An answer that the data have: a text, or the turns that follow a conversation; the assistant's end it.
+
+    ``score`` is its label, larger is better; None where it has none. ``conversation``: the prompt's own assistant turns were written
+    down to be learnt as well, as in a file of whole conversations.
+    """
+
+    content: str | tuple[Message, ...]
+    score: float | None = 1.0
+    conversation: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Prompt:
     """One thing to answer: plain text, or chat messages that the tokenizer's template will join.
 
     ``id`` is a hash of (dataset name, row number in its source before any filter): it keys the sampling noise and the labels,
-    so equal row numbers of two datasets share neither. ``dataset`` is that name where a run mixes several, else empty.
+    so equal row numbers of two datasets share neither. ``dataset`` is that name where a run mixes several, else empty. ``answers``
+    are those of fixed data, of which online runs read none.
     """
 
     id: int
@@ -86,6 +100,7 @@ class Prompt:
     reference: str | None = None
     meta: Mapping[str, Any] = field(default_factory=dict)
     dataset: str = ""
+    answers: tuple[Answer, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -419,7 +434,13 @@ class TextModel(nn.Module, ABC):
 
     @abstractmethod
     def encode_response(self, prompt: Prompt, text: str) -> list[int]:
-        """Token ids of a whole answer to ``prompt``, to be read after those of the prompt."""
+        """Token ids of a whole answer to ``prompt``, to be read after those of the prompt; of a policy ended by EOS or, after messages, by
+        the end of turn of the chat template."""
+
+    @abstractmethod
+    def encode_turns(self, prompt: Prompt, turns: Sequence[Message]) -> tuple[list[int], list[bool]]:
+        """The same of the turns that follow a prompt of messages, and which tokens the assistant says: of a policy the last is the end
+        of its last turn."""
 
     @abstractmethod
     def save(self, folder: str) -> None:

@@ -244,6 +244,9 @@ class Stub(Policy):
     def encode_response(self, prompt, text) -> list[int]:
         raise NotImplementedError
 
+    def encode_turns(self, prompt, turns) -> tuple[list[int], list[bool]]:
+        raise NotImplementedError
+
     def decode(self, tokens) -> str:
         raise NotImplementedError
 

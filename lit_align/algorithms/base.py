@@ -90,11 +90,6 @@ class AlignmentModule(SteppingModule):
             self.reference_weights.advance(self.policy, number, self.anchor.share(number))
         if batch.sampling_logps is not None:
             batch = self._with_training_logps(batch, chunk_prompts)
-        elif needs.sampled:
-            raise UserError(
-                f"{type(self).__name__} trains on samples of the policy, but these data are fixed: use OnlineDataModule, or an algorithm "
-                "for fixed data, such as SFT or DPO."
-            )
         if needs.reference:
             rows = torch.arange(len(batch.scores), device=batch.scores.device).split(chunk_prompts)
             logps = [widened(self.reference.token_logps(part := batch.rows(r)), batch, part) for r in rows]

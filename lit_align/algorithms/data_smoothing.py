@@ -1,5 +1,6 @@
 """Iterative data smoothing: labels that follow what the model has come to believe."""
 
+from collections.abc import Sequence
 from typing import Any, final
 
 import torch
@@ -37,7 +38,7 @@ class SmoothedLabels(nn.Module):
             margins: of the model as it is now, ``[B, K, K]``.
         """
         ids = prompt_ids.tolist()
-        known = torch.stack([self._labels.get(i, torch.full(pairs.shape[1:], torch.nan)) for i in ids]).to(pairs)
+        known = _stacked([self._labels.get(i, torch.full((0, 0), torch.nan)) for i in ids], pairs.shape[-1]).to(pairs)
         labels = smoothed_labels(known, margins, rate=self.rate)
         labels = labels.where(~known.isnan(), pairs).where(~pairs.isnan(), torch.nan)
         everyone = [dict(zip(ids, labels.float().cpu().unbind(), strict=True))]
@@ -51,8 +52,18 @@ class SmoothedLabels(nn.Module):
     def get_extra_state(self) -> dict[str, Tensor]:
         """Ids ``[N]`` and labels ``[N, K, K]``."""
         labels = list(self._labels.values())
-        return {"ids": torch.tensor(list(self._labels), dtype=torch.long), "labels": torch.stack(labels) if labels else torch.empty(0)}
+        stacked = _stacked(labels, max((len(label) for label in labels), default=0))
+        return {"ids": torch.tensor(list(self._labels), dtype=torch.long), "labels": stacked}
 
     def set_extra_state(self, state: Any) -> None:
         """Take them back."""
-        self._labels = dict(zip(state["ids"].tolist(), state["labels"].cpu().unbind() if len(state["ids"]) else (), strict=True))
+        self._labels = dict(zip(state["ids"].tolist(), state["labels"].cpu().unbind(), strict=True))
+
+
+def _stacked(labels: Sequence[Tensor], k: int) -> Tensor:
+    """``[N, K, K]``: a rollout is as wide as its longest list, and beyond a prompt's own there are no pairs."""
+    stacked = torch.full((len(labels), k, k), torch.nan)
+    for row, label in zip(stacked, labels, strict=True):
+        size = min(len(label), k)
+        row[:size, :size] = label[:size, :size]
+    return stacked

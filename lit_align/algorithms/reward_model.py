@@ -82,20 +82,19 @@ class RewardModel(SteppingModule):
     @torch.no_grad()
     def prepare_rollout(self, batch: AlignmentBatch, needs: Needs, chunk_prompts: int) -> tuple[AlignmentBatch, Diagnostics]:
         """Pairs of a rollout and their labels, ``[B, K, K]``."""
-        batch = self._paired(batch)
+        labelled, batch = batch.valid, self._paired(batch)
         assert batch.pairs is not None
         if self.labels is not None:
-            with self.trainer.precision_plugin.forward_context(), self.network.inference():
-                parts = [batch.rows(rows).to(self.device) for rows in torch.arange(len(batch.scores)).split(chunk_prompts)]
-                values = torch.cat([self.values(part) for part in parts]).to(batch.pairs)
+            rows = torch.arange(len(batch.scores), device=batch.scores.device).split(chunk_prompts)
+            values = torch.cat([self.values(batch.rows(part)) for part in rows])
             labels = self.labels.moved(batch.prompt_ids, batch.pairs, values.unsqueeze(-1) - values.unsqueeze(-2))
             batch = replace(batch, pairs=labels)
         diagnostics = {
             "pairs/per_prompt": (~batch.pairs.isnan()).sum((-1, -2)).float(),
             "pairs/label": batch.pairs.nan_to_num(0.0),
-            "response/cut": (~batch.finished).float().mean(-1),
         }
-        self.log_rollout({name: global_mean(value, counted(value, batch)) for name, value in diagnostics.items()})
+        metrics = {name: global_mean(value, counted(value, batch)) for name, value in diagnostics.items()}
+        self.log_rollout(metrics | {"response/cut": global_mean((~batch.finished).float(), labelled)})
         return batch, diagnostics
 
     def values(self, batch: AlignmentBatch) -> Tensor:

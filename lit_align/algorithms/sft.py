@@ -1,5 +1,6 @@
 """Supervised fine-tuning."""
 
+from dataclasses import replace
 from typing import final
 
 import torch
@@ -11,7 +12,7 @@ from lit_align.types import AlignmentBatch, Diagnostics, Needs, Policy, PolicyOu
 
 @final
 class SFT(AlignmentModule):
-    """Imitate every demonstration, token by token.
+    """Imitate every demonstration, token by token: every answer of score 1, of a pair the chosen one.
 
     The loss is the mean negative log-likelihood of the answer tokens of an optimizer step, over all ranks and micro-batches:
     a token counts the same whichever micro-batch it fell into.
@@ -36,8 +37,8 @@ class SFT(AlignmentModule):
         return Needs()
 
     def prepare(self, batch: AlignmentBatch) -> tuple[AlignmentBatch, Diagnostics]:
-        """Nothing to prepare."""
-        return batch, {}
+        """Only answers of score 1 stay valid."""
+        return replace(batch, valid=batch.valid & (batch.scores == 1)), {}
 
     def objective(self, batch: AlignmentBatch, output: PolicyOutput) -> tuple[Tensor, Diagnostics]:
         """``-log pi(token)``, ``[B, K, T]``."""

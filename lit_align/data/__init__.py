@@ -1,19 +1,28 @@
 """The data plane: where prompts come from, how a rollout is made, how it is fed to the Trainer."""
 
+from lit_align.data.answers import Answers, Completions, Demonstration, Labelled, Pair, Ranked
 from lit_align.data.base import AlignmentDataModule
 from lit_align.data.demonstrations import DemonstrationDataModule
 from lit_align.data.online import OnlineDataModule
+from lit_align.data.preferences import PreferenceDataModule
 from lit_align.data.sources import DatasetPrompts, DatasetStream, JsonlPrompts, JsonlStream, ListPrompts, MixedPrompts, ParquetPrompts
 
 __all__ = [
     "AlignmentDataModule",
+    "Answers",
+    "Completions",
     "DatasetPrompts",
     "DatasetStream",
+    "Demonstration",
     "DemonstrationDataModule",
     "JsonlPrompts",
     "JsonlStream",
+    "Labelled",
     "ListPrompts",
     "MixedPrompts",
     "OnlineDataModule",
+    "Pair",
     "ParquetPrompts",
+    "PreferenceDataModule",
+    "Ranked",
 ]

@@ -11,6 +11,9 @@ from jinja2 import TemplateError
 
 from lit_align.types import Message, UserError
 
+Options = Mapping[str, Any] | None
+"""What else to tell a template."""
+
 HEARD = {"tools", "documents"}  # of transformers' own arguments, those that are handed on to the template
 
 
@@ -26,7 +29,7 @@ def read_template(owner: str, path: str) -> str:
         raise UserError(f"{owner}: chat_template should be a readable Jinja file, got {path!r}: {error}.") from error
 
 
-def check_options(owner: str, argument: str, tokenizer: Any, options: Mapping[str, Any] | None) -> None:
+def check_options(owner: str, argument: str, tokenizer: Any, options: Options) -> None:
     """Refuse what a template would never hear of: it would be ignored, and the model would read another prompt than was meant.
 
     Args:
@@ -57,7 +60,7 @@ def check_options(owner: str, argument: str, tokenizer: Any, options: Mapping[st
         )
 
 
-def render(owner: str, tokenizer: Any, messages: Sequence[Message], *, answer: bool, options: Mapping[str, Any] | None = None) -> str:
+def render(owner: str, tokenizer: Any, messages: Sequence[Message], *, answer: bool, options: Options = None) -> str:
     """One text from messages; with ``answer``, up to where the model's own turn begins. Special tokens are the template's to
     write, BOS among them: tokenise the text without adding any.
 

@@ -14,7 +14,8 @@ from lit_align.models.chat import check_options, render
 from lit_align.models.loading import DType, checkpoint_activations, load_causal, load_tokenizer
 from lit_align.models.lora import LoRA, add_adapter, checkpoint_adapter_only, merge_into
 from lit_align.models.reference import AdapterOffReference, FrozenReference
-from lit_align.types import AlignmentBatch, Policy, PolicyOutput, Prompt, Reference, Rollouts, UserError
+from lit_align.models.turns import TurnEncoder
+from lit_align.types import AlignmentBatch, Message, Policy, PolicyOutput, Prompt, Reference, Rollouts, UserError
 
 OWNER = "policy"  # in messages
 
@@ -109,12 +110,13 @@ class CausalPolicy(Policy):
         return self._embedded(tokens or [min(self.eos_ids) if self.bos_id is None else self.bos_id])
 
     def encode_response(self, prompt: Prompt, text: str) -> list[int]:
-        """Token ids of an answer, ended by EOS; tokenised together with a plain-text prompt where that leaves the prompt's
-        own tokens as they are, so that a word boundary between them is what the model knows."""
-        end = self.tokenizer.eos_token_id
-        end = end if end in self.eos_ids else min(self.eos_ids)
+        """Token ids of an answer: after messages, see `encode_turns`; after a text, ended by EOS and tokenised together with the
+        prompt where that leaves the prompt's own tokens as they are, so that a word boundary between them is what the model knows."""
+        if not isinstance(prompt.content, str):
+            return self.encode_turns(prompt, [{"role": "assistant", "content": text}])[0]
+        end = self._end
         tokens = list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
-        if isinstance(prompt.content, str) and prompt.content:
+        if prompt.content:
             start = self.encode(prompt)
             joint = self._read(prompt.content + text)
             if joint[: len(start)] == start:
@@ -122,6 +124,17 @@ class CausalPolicy(Policy):
         while tokens[-1:] == [end]:  # in the text, or added by the tokenizer, or both
             tokens.pop()
         return self._embedded([*tokens, end])
+
+    def encode_turns(self, prompt: Prompt, turns: Sequence[Message]) -> tuple[list[int], list[bool]]:
+        """What the chat template makes of the turns; see `TurnEncoder`."""
+        if isinstance(prompt.content, str):
+            raise UserError(
+                f"policy: the answer to the text {prompt.content[:60]!r} is a list of {len(turns)} messages. Give the prompt as messages "
+                "too: `chat: true` of the prompt source makes them."
+            )
+        encoder = TurnEncoder(OWNER, self.tokenizer, self.template_options, self.eos_ids, self.special_ids, self._end)
+        tokens, learnt = encoder.encode(prompt.content, turns)
+        return self._embedded(tokens), learnt
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Text of response tokens, without special tokens."""
@@ -145,6 +158,12 @@ class CausalPolicy(Policy):
             merge_into(model, self.model)
         model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
+
+    @property
+    def _end(self) -> int:
+        """What ends an answer."""
+        end = self.tokenizer.eos_token_id
+        return end if end in self.eos_ids else min(self.eos_ids)
 
     def _read(self, text: str) -> list[int]:
         """Token ids of a plain text. BOS once: data that were rendered for a model begin with the one that the tokenizer adds."""

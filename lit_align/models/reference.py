@@ -12,7 +12,7 @@ from torch.func import functional_call
 
 from lit_align.models.lora import adapter_off
 from lit_align.models.moving import MovingWeights
-from lit_align.types import AlignmentBatch, Policy, PolicyOutput, Prompt, Reference, Rollouts
+from lit_align.types import AlignmentBatch, Message, Policy, PolicyOutput, Prompt, Reference, Rollouts
 
 
 @final
@@ -106,6 +106,10 @@ class ChangedPolicy(Policy):
     def encode_response(self, prompt: Prompt, text: str) -> list[int]:
         """Token ids of a whole answer."""
         return self._policy.encode_response(prompt, text)
+
+    def encode_turns(self, prompt: Prompt, turns: Sequence[Message]) -> tuple[list[int], list[bool]]:
+        """Token ids of the turns that follow a prompt, and which of them the assistant says."""
+        return self._policy.encode_turns(prompt, turns)
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Text of response tokens."""

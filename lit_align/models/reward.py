@@ -1,13 +1,14 @@
 """A language model with one number for a prompt and its response."""
 
 import os
+from collections.abc import Sequence
 from typing import final
 
 from torch import Tensor
 
 from lit_align.models.loading import DType, checkpoint_activations, context_length, load_scorer, load_tokenizer
 from lit_align.models.scoring import last_logits, row_of
-from lit_align.types import Prompt, TextModel, UserError
+from lit_align.types import Message, Prompt, TextModel, UserError
 
 OWNER = "network"  # in messages
 
@@ -66,6 +67,11 @@ class RewardNetwork(TextModel):
     def encode_response(self, prompt: Prompt, text: str) -> list[int]:
         """Token ids of prompt and response as one row, as an annotator reads them."""
         return row_of(OWNER, self.tokenizer, prompt, text)
+
+    def encode_turns(self, prompt: Prompt, turns: Sequence[Message]) -> tuple[list[int], list[bool]]:
+        """The same of an answer of several turns."""
+        tokens = row_of(OWNER, self.tokenizer, prompt, turns)
+        return tokens, [True] * len(tokens)
 
     def save(self, folder: str) -> None:
         """Write a Hugging Face folder that ``RewardModelAnnotator(folder)`` and ``AutoModelForSequenceClassification`` read, model and

@@ -1,23 +1,30 @@
 """How a sequence classifier reads a prompt with a response and scores it: the same while it is trained and when it annotates."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
 
 from lit_align.models.chat import render
-from lit_align.types import Prompt
+from lit_align.types import Message, Prompt, UserError
 
 
-def row_of(owner: str, tokenizer: Any, prompt: Prompt, text: str) -> list[int]:
+def row_of(owner: str, tokenizer: Any, prompt: Prompt, answer: str | Sequence[Message]) -> list[int]:
     """Token ids of prompt and response as one row: of a plain text, both tokenised together; of messages, the chat with the
-    response as the assistant's turn. Nothing is added that tokenizer and template don't add.
+    response as the assistant's turn, or as the turns that it is. Nothing is added that tokenizer and template don't add.
 
     Raises:
-        UserError: if messages have no template, or it refuses them.
+        UserError: if messages follow a text, have no template, or it refuses them.
     """
     if isinstance(prompt.content, str):
-        return list(tokenizer(prompt.content + text)["input_ids"])
-    chat = render(owner, tokenizer, [*prompt.content, {"role": "assistant", "content": text}], answer=False)
+        if not isinstance(answer, str):
+            raise UserError(
+                f"{owner}: the answer to the text {prompt.content[:60]!r} is a list of {len(answer)} messages. Give the prompt as messages "
+                "too: `chat: true` of the prompt source makes them."
+            )
+        return list(tokenizer(prompt.content + answer)["input_ids"])
+    turns = [{"role": "assistant", "content": answer}] if isinstance(answer, str) else answer
+    chat = render(owner, tokenizer, [*prompt.content, *turns], answer=False)
     return list(tokenizer(chat, add_special_tokens=False)["input_ids"])  # the template writes its own
 
 

@@ -55,8 +55,8 @@ class Case:
     """An algorithm as it is configured here.
 
     ``lone``: it trains on one response per prompt; every other is refused there. ``equal``, ``identical``: whether siblings of equal
-    scores, or of the same tokens, still teach something while the policy is reference and sampler. ``directed``: it reads scores.
-    ``judged``: it reads preferences.
+    scores, or of the same tokens, still teach something while the policy is reference and sampler.    ``judged``: it reads preferences. ``demonstrated``: it imitates answers of score 1, which the best
+    one is then, and the others 0.
     """
 
     kind: type[AlignmentModule]
@@ -64,17 +64,17 @@ class Case:
     lone: bool = False
     equal: bool = False
     identical: bool = False
-    directed: bool = True
     judged: bool = False
+    demonstrated: bool = False
 
     def module(self, policy: Policy, lr: float = 1e-2) -> AlignmentModule:
         """A new one, which descends the plain gradient."""
         return self.kind(policy, optimizer=sgd(lr), **self.options)  # pyright: ignore[reportCallIssue]
 
 
-def imitates(kind: type[AlignmentModule], lone: bool = False, directed: bool = True, **options: Any) -> Case:
+def imitates(kind: type[AlignmentModule], lone: bool = False, **options: Any) -> Case:
     """A response is worth something by itself, whatever its siblings are."""
-    return Case(kind, options, lone=lone, equal=True, identical=True, directed=directed)
+    return Case(kind, options, lone=lone, equal=True, identical=True)
 
 
 def compares(kind: type[AlignmentModule], judged: bool = False, **options: Any) -> Case:
@@ -85,7 +85,7 @@ def compares(kind: type[AlignmentModule], judged: bool = False, **options: Any) 
 DAPO = {"surrogate": Clip(0.2, 0.28), "normaliser": token_mean, "beta": 0.0, "overlong": OverlongPenalty(longest=8, cache=4)}
 WIDE = {"alpha": 0.5, "beta": 1.5}
 CASES = {
-    "sft": imitates(SFT, lone=True, directed=False),
+    "sft": Case(SFT, lone=True, equal=True, identical=True, demonstrated=True),
     "dar published": imitates(DAR),
     "dar anchored": imitates(DAR, alpha=0.125, beta=0.125, weighting=GroupWeights(), scale=RunningMax(), baseline=leave_one_out),
     "dar centred": compares(DAR, **WIDE, weighting=CentredWeights(), scale=FixedScale(0.5), baseline=leave_one_out),

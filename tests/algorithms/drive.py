@@ -78,6 +78,7 @@ class Driver:
         wide, long, pad = max(map(len, heads)), max(len(answer) for row in answers for answer in row), self.policy.pad_id
         mask = torch.tensor([[[t < len(answer) for t in range(long)] for answer in row] for row in answers])
         scores = SCORES[:prompts, :k]
+        scores = (scores == scores.amax(-1, keepdim=True)).float() if case.demonstrated else scores
         preferences = (scores.unsqueeze(-1) - scores.unsqueeze(-2)).sigmoid().where(~torch.eye(k, dtype=torch.bool), math.nan)
         return AlignmentBatch(
             prompt_tokens=torch.tensor([[pad] * (wide - len(head)) + head for head in heads]),

@@ -23,11 +23,12 @@ from tests.wheel.harness import fit, patchy
 class Judge(Annotator):
     """Scores, not of everything, and for whoever reads them preferences of every two responses that have one."""
 
-    def __init__(self, prefers: bool) -> None:
-        self.prefers = prefers
+    def __init__(self, prefers: bool, demonstrates: bool) -> None:
+        self.prefers, self.demonstrates = prefers, demonstrates
 
     def annotate(self, rollouts: Rollouts) -> Annotation:
         scores = torch.tensor([unevenly(prompt, texts) for prompt, texts in zip(rollouts.prompts, rollouts.texts, strict=True)])
+        scores = scores.where(scores.isnan(), 1.0) if self.demonstrates else scores
         apart = (scores.unsqueeze(-1) - scores.unsqueeze(-2)).sigmoid()
         preferences = apart.masked_fill(torch.eye(scores.shape[-1], dtype=torch.bool), math.nan)
         return Annotation(scores=scores.nan_to_num(), valid=~scores.isnan(), preferences=preferences if self.prefers else None)
@@ -45,7 +46,9 @@ def trained(name: str, model: str, folder: Path, ranks: int) -> dict[str, Any]:
         trainer |= {"strategy": DDPStrategy(process_group_backend="gloo"), "devices": ranks}
     module = case.module(CausalPolicy(model), lr=0.03)
     root = folder / f"{name.replace(' ', '-')}-{ranks}"
-    result = fit(root, model, module=module, trainer=trainer, annotator=Judge(case.judged), micro_batch_prompts=8 // ranks)
+    result = fit(
+        root, model, module=module, trainer=trainer, annotator=Judge(case.judged, case.demonstrated), micro_batch_prompts=8 // ranks
+    )
     return {
         "weights": torch.cat([p.detach().flatten() for p in module.policy.parameters()]),
         "metrics": result.recorder.metrics,

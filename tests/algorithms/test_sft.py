@@ -8,13 +8,13 @@ from lit_align.types import Needs
 from tests.algorithms.worlds import REFERENCE, TablePolicy, make_batch
 from tests.tiny import sgd
 
-PROMPTS, RESPONSES = torch.tensor([0, 1, 1, 0]), torch.tensor([[0], [1], [4], [2]])
+PROMPTS, RESPONSES, GOOD = torch.tensor([0, 1, 1, 0]), torch.tensor([[0], [1], [4], [2]]), torch.ones(4, 1)
 
 
 def test_the_loss_is_the_mean_over_answer_tokens_whatever_the_micro_batches():
     module = SFT(TablePolicy(REFERENCE), sgd())
     assert module.needs == Needs()
-    batch, diagnostics = module.prepare(make_batch(PROMPTS, RESPONSES))
+    batch, diagnostics = module.prepare(make_batch(PROMPTS, RESPONSES, scores=GOOD))
     assert diagnostics == {}
     tokens = module.policy(batch).token_logps[batch.loss_mask]
     assert len(tokens) == 7  # the first answer has one
@@ -30,3 +30,13 @@ def test_tokens_that_are_not_the_policys_are_not_learnt():
     batch = make_batch(PROMPTS, RESPONSES, loss_mask=mask, token_normaliser=torch.tensor(6.0))
     loss = module.training_step(batch, 0)["loss"]
     assert_close(loss, -module.policy(batch).token_logps[mask].mean())
+
+
+def test_only_answers_of_score_one_are_imitated():
+    module = SFT(TablePolicy(REFERENCE), sgd())
+    scores = torch.tensor([[1.0], [0.0], [1.0], [0.5]])
+    valid = torch.tensor([[True], [True], [False], [True]])
+    batch, _ = module.prepare(make_batch(PROMPTS, RESPONSES, scores=scores, valid=valid, token_normaliser=torch.tensor(1.0)))
+    assert batch.valid.tolist() == [[True], [False], [False], [False]]
+    loss = module.training_step(batch, 0)["loss"]
+    assert_close(loss, -module.policy(batch).token_logps[0, 0, :1].sum())

@@ -72,6 +72,9 @@ class TablePolicy(Policy):
     def encode_response(self, prompt: Prompt, text: str) -> list[int]:
         raise NotImplementedError
 
+    def encode_turns(self, prompt: Prompt, turns: Any) -> tuple[list[int], list[bool]]:
+        raise NotImplementedError
+
     def decode(self, tokens: Any) -> str:
         raise NotImplementedError
 

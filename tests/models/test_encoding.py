@@ -56,10 +56,12 @@ def test_an_empty_prompt_is_one_token(tmp_path):
 def test_messages_go_through_the_tokenizers_template(tmp_path):
     path = write_with(tmp_path, "<bos> $A <eos>")  # the template writes its own BOS: a second one must not be added
     tokenizer = AutoTokenizer.from_pretrained(path)
-    tokenizer.chat_template = TEMPLATE + "{% if add_generation_prompt %}b{% endif %}"
+    tokenizer.chat_template = (
+        TEMPLATE.replace("{{", "{% if m['role'] == 'assistant' %}b{% endif %}{{") + "{% if add_generation_prompt %}b{% endif %}"
+    )
     tokenizer.save_pretrained(path)
     policy = CausalPolicy(path)
-    assert policy.encode(prompt(CHAT)) == [BOS, A, B, C, EOS, A, B]
+    assert policy.encode(prompt(CHAT)) == [BOS, A, B, B, C, EOS, A, B]
     assert policy.encode_response(prompt(CHAT), "ca") == [C, A, EOS]
 
 

@@ -122,7 +122,7 @@ class Located(Policy):
     def encode(self, prompt):
         raise NotImplementedError
 
-    encode_response = decode = make_reference = save = encode
+    encode_response = encode_turns = decode = make_reference = save = encode
 
 
 @pytest.mark.parametrize("offload", [True, False])

@@ -6,6 +6,7 @@ from abc import ABC
 from dataclasses import dataclass, field
 from typing import final
 
+from lit_align.data.answers import Answers, answers_in
 from lit_align.data.columns import Row, answer_in, listed, named, recognised
 from lit_align.data.messages import as_chat
 from lit_align.types import IndexedPrompts, Prompt, PromptSource, PromptStream, UserError
@@ -35,6 +36,8 @@ class RowPrompts(PromptSource, ABC):
             assistant's answer, which is then no part of the prompt.
         reference_field: the column of the reference answer: a text, an assistant's turn, or a conversation that ends with it.
             Null if there is none.
+        answers: where the answers of fixed data are, for a `PreferenceDataModule`: a `Pair`, `Ranked`, `Completions`, `Labelled` or
+            `Demonstration` that names its columns; null for the first of them whose usual columns a row has.
         chat: makes messages of texts: of a transcript ("Human: ... Assistant:") its turns, of any other text the user's turn.
         name: half of every prompt's id, and the dataset's name in a mixture; empty for the file's.
         max_prompts: the first so many rows; null for all.
@@ -43,6 +46,7 @@ class RowPrompts(PromptSource, ABC):
     prompt_field: str | None = None
     messages_field: str | None = None
     reference_field: str | None = None
+    answers: Answers | None = None
     chat: bool = False
     name: str = ""
     max_prompts: int | None = None
@@ -77,7 +81,7 @@ class RowPrompts(PromptSource, ABC):
             reference = answer_in(row, self.reference_field, columns, where)
         meta = {column: value for column, value in row.items() if column not in columns.prompt_columns | {self.reference_field}}
         content = as_chat(columns.content) if self.chat else columns.content
-        return Prompt(prompt_id(self.name, number), content, reference, meta)
+        return Prompt(prompt_id(self.name, number), content, reference, meta, answers=answers_in(row, columns, self.answers, where))
 
 
 def checked(source: IndexedPrompts | PromptStream, where: str, first_only: bool = False) -> None:
