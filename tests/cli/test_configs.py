@@ -51,6 +51,8 @@ ANCHORED, LOCAL, FUNCTION = "algorithm/dar_anchored.yaml", "experiment/local.yam
 RULES: dict[str, tuple[str, ...]] = {
     "algorithm/sft.yaml": ("...", "experiment/local_sft.yaml"),
     "experiment/local_sft.yaml": ("algorithm/sft.yaml", "..."),
+    "algorithm/reward_model.yaml": ("...", "experiment/local_reward.yaml"),
+    "experiment/local_reward.yaml": ("algorithm/reward_model.yaml", "..."),
     LOCAL: (ANCHORED, "...", FUNCTION),
     "algorithm": ("...", LOCAL, FUNCTION),
     "annotator": (ANCHORED, LOCAL, "..."),
@@ -110,6 +112,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         write_prompts(folder / name)
     (folder / "demonstrations.jsonl").write_text('{"prompt": "a", "response": "b"}\n', encoding="utf-8")
+    (folder / "pairs.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n', encoding="utf-8")
     (folder / "data" / "sentiment_vader").mkdir()
     (folder / "data" / "sentiment_vader" / "vader_lexicon.txt").write_text("happy\t2.7\t0.9\nsad\t-2.1\t0.9\n", encoding="utf-8")
     (folder / "my_annotator.py").write_text("def score(prompt, responses):\n    return [1.0 for _ in responses]\n", encoding="utf-8")
