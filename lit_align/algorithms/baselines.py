@@ -1,19 +1,16 @@
 """What a score is compared with. The two that compare siblings are pure functions; this one looks at the whole batch."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import final
 
 import torch
 from torch import Tensor
 
+from lit_align.algorithms.parts import Baseline
 from lit_align.functional.advantages import group_centred, leave_one_out
 from lit_align.functional.distributed import global_mean
 
-Baseline = Callable[[Tensor, Tensor], Tensor]
-"""From scores and valid ``[B, K]`` to advantages ``[B, K]``, 0 where not valid."""
-
-__all__ = ["Baseline", "BatchMean", "group_centred", "leave_one_out", "smallest_group"]
+__all__ = ["BatchMean", "group_centred", "leave_one_out", "smallest_group"]
 
 
 @final

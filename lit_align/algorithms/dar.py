@@ -8,7 +8,8 @@ from torch import Tensor
 
 from lit_align.algorithms.anchors import Anchor, Initial
 from lit_align.algorithms.base import AlignmentModule, OptimizerCallable, ScheduleCallable
-from lit_align.algorithms.baselines import Baseline, smallest_group
+from lit_align.algorithms.baselines import smallest_group
+from lit_align.algorithms.parts import Baseline
 from lit_align.algorithms.scales import AdvantageScale, BatchStd, measured
 from lit_align.algorithms.weighting import ClippedWeights, KLTarget, Weighting
 from lit_align.functional.advantages import comparable, group_centred

@@ -1,6 +1,5 @@
 """Direct Preference Optimization, offline and online. https://arxiv.org/abs/2305.18290"""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import final
 
@@ -10,14 +9,12 @@ from torch import Tensor
 from lit_align.algorithms.anchors import Anchor, Initial
 from lit_align.algorithms.base import OptimizerCallable, ScheduleCallable
 from lit_align.algorithms.pairing import BestVersusWorst, Pairing
+from lit_align.algorithms.parts import Link
 from lit_align.algorithms.preference import PreferenceModule
 from lit_align.functional.preference import alpha_divergence, dpo_loss, forward_kl, jensen_shannon, reverse_kl
 from lit_align.types import AlignmentBatch, Policy, UserError
 
-Link = Callable[[Tensor], Tensor]
-"""From the log-ratio of a response to its value, ``f'(u)`` up to a constant."""
-
-__all__ = ["DPO", "AlphaDivergence", "Link", "forward_kl", "jensen_shannon", "reverse_kl"]
+__all__ = ["DPO", "AlphaDivergence", "forward_kl", "jensen_shannon", "reverse_kl"]
 
 
 @final

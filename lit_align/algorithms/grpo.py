@@ -1,6 +1,5 @@
 """Group relative policy optimization, and what became of it. https://arxiv.org/abs/2402.03300"""
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import final
 
@@ -9,14 +8,12 @@ from torch import Tensor
 
 from lit_align.algorithms.anchors import Anchor, Initial
 from lit_align.algorithms.base import AlignmentModule, OptimizerCallable, ScheduleCallable
-from lit_align.algorithms.surrogates import Normaliser, OverlongPenalty, Surrogate, mean_per_response
+from lit_align.algorithms.parts import Baseline, Normaliser, Surrogate
+from lit_align.algorithms.surrogates import OverlongPenalty, mean_per_response
 from lit_align.functional.advantages import comparable, group_standardised
 from lit_align.functional.divergences import kl_k3
 from lit_align.functional.policy_gradient import clipped_surrogate
 from lit_align.types import AlignmentBatch, Diagnostics, Needs, Policy, PolicyOutput
-
-GroupAdvantage = Callable[[Tensor, Tensor], Tensor]
-"""From scores and valid ``[B, K]`` to advantages ``[B, K]``."""
 
 
 @final
@@ -44,7 +41,7 @@ class GRPO(AlignmentModule):
     def __init__(
         self,
         policy: Policy,
-        advantage: GroupAdvantage = group_standardised,
+        advantage: Baseline = group_standardised,
         surrogate: Surrogate = clipped_surrogate,
         normaliser: Normaliser = mean_per_response,
         beta: float = 0.04,

@@ -1,6 +1,5 @@
 """Supervised fine-tuning on the policy's own best samples: RAFT, best-of-n, filtered SFT, ReST, expert iteration."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import final
 
@@ -8,12 +7,10 @@ import torch
 from torch import Tensor
 
 from lit_align.algorithms.base import AlignmentModule, OptimizerCallable, ScheduleCallable
+from lit_align.algorithms.parts import Selection
 from lit_align.functional.advantages import comparable
 from lit_align.functional.logprobs import response_logps
 from lit_align.types import AlignmentBatch, Diagnostics, Needs, Policy, PolicyOutput
-
-Selection = Callable[[Tensor, Tensor], Tensor]
-"""From scores and valid ``[B, K]`` to which responses are imitated, bool ``[B, K]``."""
 
 
 def best_of_group(scores: Tensor, valid: Tensor) -> Tensor:

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from lit_align.algorithms.anchors import Anchor, Initial
 from lit_align.algorithms.base import AlignmentModule, OptimizerCallable, ScheduleCallable
-from lit_align.algorithms.baselines import Baseline, smallest_group
-from lit_align.algorithms.surrogates import Surrogate, mean_per_response, token_mean
+from lit_align.algorithms.baselines import smallest_group
+from lit_align.algorithms.parts import Baseline, Surrogate
+from lit_align.algorithms.surrogates import mean_per_response, token_mean
 from lit_align.functional.advantages import comparable
 from lit_align.functional.distributed import global_mean, global_std
 from lit_align.functional.policy_gradient import clipped_surrogate, kl_to_go

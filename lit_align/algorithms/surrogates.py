@@ -1,6 +1,5 @@
 """Surrogates and normalisers of policy gradients, as a YAML chooses them."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import final
 
@@ -16,13 +15,7 @@ from lit_align.functional.policy_gradient import (
 )
 from lit_align.types import UserError
 
-Surrogate = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
-"""From log-ratios, advantages and mask ``[B, K, T]`` to token losses and which ratios were clipped, ``[B, K, T]`` both."""
-
-Normaliser = Callable[[Tensor, Tensor], Tensor]
-"""From token losses and mask ``[B, K, T]`` to losses of responses ``[B, K]``, or of tokens ``[B, K, T]``, whose mean is minimised."""
-
-__all__ = ["CISPO", "Clip", "Normaliser", "OverlongPenalty", "SequenceClip", "SumOver", "Surrogate", "mean_per_response", "token_mean"]
+__all__ = ["CISPO", "Clip", "OverlongPenalty", "SequenceClip", "SumOver", "mean_per_response", "token_mean"]
 
 
 @final

@@ -5,6 +5,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from lit_align.types import UserError
 
 PACKAGES = {  # logger -> the module that it imports, and how to get it
@@ -27,6 +29,18 @@ def require_packages(loggers: Any) -> None:
         module, command = PACKAGES.get(name, ("", ""))
         if module and find_spec(module) is None:
             raise UserError(f"trainer.logger is a {name}, which needs the package {module}: {command}, or choose another logger.")
+
+
+def without_folders(config: str) -> str:
+    """A run's config without what ``--run`` sets in a list of loggers: the parser leaves that out of a single one only."""
+    settings = yaml.safe_load(config)
+    loggers = settings["trainer"]["logger"]
+    if not isinstance(loggers, list):
+        return config
+    for logger in loggers:
+        for name in ("save_dir", "id"):
+            logger["init_args"].pop(name, None)
+    return yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
 
 
 def last_wandb_run(run: str) -> str | None:

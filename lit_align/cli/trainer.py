@@ -23,7 +23,7 @@ import lit_align.annotators
 import lit_align.generation
 import lit_align.models  # noqa: F401  (short names in YAML are those of imported classes)
 from lit_align.algorithms import SteppingModule
-from lit_align.cli.loggers import last_wandb_run, require_packages
+from lit_align.cli.loggers import last_wandb_run, require_packages, without_folders
 from lit_align.cli.mistakes import explained, refuse_linked
 from lit_align.cli.predictions import PredictionWriter
 from lit_align.cli.settings import did_you_mean
@@ -94,7 +94,8 @@ class FitConfig(SaveConfigCallback):
         """Into the run's folder, wherever loggers write."""
         folder = Path(trainer.default_root_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        self.parser.save(self.config, folder / self.config_filename, skip_none=False, overwrite=self.overwrite)
+        text = self.parser.dump(self.config, skip_none=False)
+        (folder / self.config_filename).write_text(without_folders(text), encoding="utf-8")
 
 
 @final

@@ -70,7 +70,7 @@ def render(owner: str, tokenizer: Any, messages: Sequence[Message], *, answer: b
     if tokenizer.chat_template is None:
         raise UserError(
             f"{owner}: the prompt is a list of messages, but the tokenizer of {tokenizer.name_or_path!r} has no chat template. "
-            f"Set `chat_template: FILE.jinja` of {owner}, or give plain-text prompts."
+            f"Set `chat_template: FILE.jinja` of {owner} (configs/chat_template/plain.jinja is one), or give plain-text prompts."
         )
     turns = [dict(message) for message in messages]
     try:

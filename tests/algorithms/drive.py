@@ -202,9 +202,9 @@ def padded(batch: AlignmentBatch, extra: int = 3) -> AlignmentBatch:
     return batch.map_tensors(widen)
 
 
-def invalid(batch: AlignmentBatch, which: Tensor) -> AlignmentBatch:
-    """The same where these responses, bool ``[B, K]``, have no valid score, and NaN for one."""
+def invalid(batch: AlignmentBatch, which: Tensor, score: float = math.nan) -> AlignmentBatch:
+    """The same where these responses, bool ``[B, K]``, have this score, which is not valid; preferences are NaN where the score is."""
     preferences = batch.preferences
-    if preferences is not None:
+    if preferences is not None and math.isnan(score):
         preferences = preferences.masked_fill(which.unsqueeze(-1) | which.unsqueeze(-2), math.nan)
-    return replace(batch, valid=batch.valid & ~which, scores=batch.scores.masked_fill(which, math.nan), preferences=preferences)
+    return replace(batch, valid=batch.valid & ~which, scores=batch.scores.masked_fill(which, score), preferences=preferences)

@@ -6,6 +6,7 @@ three different ones. Two processes are in test_common_ranks.py.
 
 import inspect
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -76,13 +77,14 @@ def test_being_cut_off_matters_by_the_tokens_alone(name: str, driver: Driver) ->
     assert_same(driver.plain(name, case), driver.step(case, replace(batch, finished=~batch.finished)))
 
 
+@pytest.mark.parametrize("score", [math.nan, 100.0])
 @EVERY
-def test_an_invalid_response_is_as_if_it_were_not_there(name: str, driver: Driver) -> None:
+def test_an_invalid_response_is_as_if_it_were_not_there(name: str, score: float, driver: Driver) -> None:
     case = CASES[name]
     batch = driver.batch(case, k=5)
     which = torch.zeros_like(batch.valid)
     which[:, 1] = True
-    assert_same(driver.step(case, columns(batch, [0, 2, 3, 4])), driver.step(case, invalid(batch, which)))
+    assert_same(driver.step(case, columns(batch, [0, 2, 3, 4])), driver.step(case, invalid(batch, which, score)))
 
 
 @EVERY

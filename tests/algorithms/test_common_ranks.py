@@ -39,12 +39,21 @@ def unevenly(prompt: Prompt, texts: Sequence[str]) -> list[float]:
     return [(3.0 if len(prompt.content) > 2 else 1.0) * score for score in patchy(prompt, texts)]
 
 
+def moved(policy: CausalPolicy) -> CausalPolicy:
+    """The same some nats from the reference, or statistics of the divergence would be 0 on both ranks."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for p in policy.parameters():
+            p += 0.1 * torch.randn(p.shape, generator=generator)
+    return policy
+
+
 def trained(name: str, model: str, folder: Path, ranks: int) -> dict[str, Any]:
-    """Two rollouts of one optimizer step each: the weights, and what was logged."""
+    """Two rollouts of one optimizer step each, from a policy that has left its reference: the weights, and what was logged."""
     case, trainer = CASES[name], {"max_epochs": 2}
     if ranks > 1:
         trainer |= {"strategy": DDPStrategy(process_group_backend="gloo"), "devices": ranks}
-    module = case.module(CausalPolicy(model), lr=0.03)
+    module = case.module(moved(CausalPolicy(model)), lr=0.03)
     root = folder / f"{name.replace(' ', '-')}-{ranks}"
     result = fit(
         root, model, module=module, trainer=trainer, annotator=Judge(case.judged, case.demonstrated), micro_batch_prompts=8 // ranks
@@ -89,14 +98,12 @@ def both(model: str, folder: Path) -> list[dict[str, Any]]:
 def test_two_processes_take_the_steps_of_one(name: str, both: list[dict[str, Any]], model: str, folder: Path) -> None:
     alone, (first, second) = trained(name, model, folder, 1), (rank[name] for rank in both)
     assert torch.equal(first["weights"], second["weights"])
-    start = torch.cat([p.detach().flatten() for p in CausalPolicy(model).parameters()])
-    moved = float((alone["weights"] - start).norm())
-    assert moved > 1e-3
-    assert float((alone["weights"] - first["weights"]).norm()) < 1e-3 * moved
+    start = torch.cat([p.detach().flatten() for p in moved(CausalPolicy(model)).parameters()])
+    distance = float((alone["weights"] - start).norm())
+    assert distance > 1e-3
+    assert float((alone["weights"] - first["weights"]).norm()) < 1e-3 * distance
     for ours, others, one in zip(first["metrics"], second["metrics"], alone["metrics"], strict=True):
         assert ours == others
-        if ours is first["metrics"][0]:
-            one |= {key: ours[key] for key in ("pairs/accuracy",) if key in ours}  # of margins that are 0 up to rounding
         assert ours == pytest.approx(one, rel=1e-3, abs=1e-3)
 
 

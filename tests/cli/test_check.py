@@ -89,7 +89,7 @@ def test_supervised_runs_ask_for_no_labels(world: Path, capsys: pytest.CaptureFi
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ("--model.init_args.policy.init_args.path=nowhere", "No policy at 'nowhere'"),
+        ("--model.init_args.policy.init_args.path=nowhere", "policy: no model at 'nowhere'"),
         ("--data.init_args.prompts.init_args.path=none.jsonl", "none.jsonl"),
         ("--data.init_args.responses_per_prompt=1", "needs at least 2 of them"),
         ("--trainer.max_epohs=1", "Did you mean 'max_epochs'?"),

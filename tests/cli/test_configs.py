@@ -275,7 +275,7 @@ def test_anchored_dar_keeps_its_unit() -> None:
 
 
 def test_rounds_of_iterative_dpo() -> None:
-    cli = build("algorithm/iterative_dpo.yaml", LOCAL)
+    cli = build("algorithm/iterative_dpo.yaml", LOCAL, FUNCTION)
     dpo, data = cli.model, cli.datamodule
     assert isinstance(dpo, DPO)
     assert (dpo.pairing, dpo.anchor, dpo.reference_weights) == (BestVersusWorst(), Initial(), None)
@@ -287,7 +287,7 @@ def test_rounds_of_iterative_dpo() -> None:
 @pytest.mark.parametrize(("name", "option", "value"), [("PreviousRound", "rollouts", 3), ("MovingAverage", "decay", 0.9)])
 def test_an_anchor_is_chosen_by_name(name: str, option: str, value: float) -> None:
     key = "model.init_args.anchor"
-    cli = build("algorithm/iterative_dpo.yaml", LOCAL, **{key: name, f"{key}.init_args.{option}": str(value)})
+    cli = build("algorithm/iterative_dpo.yaml", LOCAL, FUNCTION, **{key: name, f"{key}.init_args.{option}": str(value)})
     assert cli.model.anchor == {"PreviousRound": PreviousRound, "MovingAverage": MovingAverage}[name](value)
     assert any(found.startswith("reference_weights.model.") for found in cli.model.state_dict())
 

@@ -114,6 +114,8 @@ def test_several_loggers_share_the_folder_and_an_evaluation_has_none(world: Path
     (world / "loggers.yaml").write_text(f"trainer:\n  logger: {several}\n", encoding="utf-8")
     main(["fit", *OWN, "--config=loggers.yaml", "--trainer.max_epochs=1", "--run=runs/a"])
     run = world / "runs" / "a"
+    main(["fit", "--config=runs/a/config.yaml", "--trainer.max_epochs=2", "--ckpt_path=last"])
+    assert list(of_csv(run)["reward/mean"]) == [0, 1]
     assert of_csv(run)["reward/mean"] == pytest.approx(of_tensorboard(run)["reward/mean"])
     before = {path for path in world.rglob("*") if "__pycache__" not in path.parts}
     held_out = ["--data.init_args.eval_prompts=JsonlPrompts", "--data.init_args.eval_prompts.init_args.path=eval_prompts.jsonl"]

@@ -157,7 +157,7 @@ def test_precision_clipping_accumulation_and_a_schedule_come_from_the_trainer(fo
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (["--model.init_args.policy.init_args.path=nowhere"], "No policy at 'nowhere'"),
+        (["--model.init_args.policy.init_args.path=nowhere"], "policy: no model at 'nowhere'"),
         (["--data.init_args.prompts.init_args.path=missing.jsonl"], "missing.jsonl"),
         (["--data.init_args.responses_per_prompt=1"], "needs at least 2 of them, got responses_per_prompt = 1"),
         (["--model.init_args.alpha=0", "--model.init_args.beta=0"], "alpha + beta must be positive"),

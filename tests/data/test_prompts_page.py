@@ -17,7 +17,7 @@ from tests.tiny import PROMPTS, write_prompts, write_tiny
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "prompts.md").read_text(encoding="utf-8")
-FILES = [str(ROOT / "configs" / name) for name in ("algorithm/dar_anchored.yaml", "experiment/local.yaml")]
+FILES = [str(ROOT / "configs" / name) for name in ("algorithm/dar_anchored.yaml", "experiment/local.yaml", "annotator/function.yaml")]
 SMALL = [
     "--trainer.accelerator=cpu",
     "--trainer.devices=1",
@@ -126,7 +126,7 @@ def test_an_evaluation_set_of_its_own(folder: Path, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize("heading", ["Several datasets", "Streaming"])
 def test_the_commands_run_and_log_what_is_said(heading: str, folder: Path) -> None:
     (command,) = blocks(heading, "sh")
-    trainer = run_trainer([*command.split()[1:], *SMALL]).trainer
+    trainer = run_trainer([*command.replace("\\\n", " ").split()[1:], *SMALL]).trainer
     assert trainer.current_epoch == 2
     names = {name for name in trainer.callback_metrics if name.startswith(("reward/", "prompts/"))} - {"reward/mean", "reward/std"}
     assert names == (
