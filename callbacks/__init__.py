@@ -4,6 +4,7 @@ from callbacks.histograms import Histograms
 from callbacks.judge_evaluation import JudgeEvaluation
 from callbacks.kl_monitor import KLMonitor
 from callbacks.progress import RolloutProgressBar
+from callbacks.reliability_plot import ReliabilityPlot
 from callbacks.sample_table import SampleTable
 from callbacks.throughput import Throughput
 from callbacks.weight_clipping import WeightClipping
@@ -12,6 +13,7 @@ __all__ = [
     "Histograms",
     "JudgeEvaluation",
     "KLMonitor",
+    "ReliabilityPlot",
     "RolloutProgressBar",
     "SampleTable",
     "Throughput",

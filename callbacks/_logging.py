@@ -1,4 +1,4 @@
-"""Text, histograms, and numbers that are known outside of ``on_train_epoch_start``: to TensorBoard, or else to the run's folder."""
+"""Text, histograms, pictures, and numbers known outside of ``on_train_epoch_start``: to TensorBoard, or else to the run's folder."""
 
 import json
 from collections.abc import Mapping
@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
+from PIL import Image
 from torch import Tensor
 
 
@@ -43,12 +44,26 @@ def log_histogram(trainer: Trainer, name: str, values: Tensor, rollout: int) -> 
             _write(trainer, "histograms", name, rollout, "json", json.dumps({"counts": counts.int().tolist(), "edges": edges.tolist()}))
 
 
+def log_image(trainer: Trainer, name: str, image: Tensor, rollout: int) -> None:
+    """A picture ``[3, height, width]`` of bytes, of the first rank, to TensorBoard, or else to ``images/<name>/rollout-000012.png`` in
+    the run's folder."""
+    if trainer.is_global_zero:
+        for board in (boards := _boards(trainer)):
+            board.add_image(name, image, rollout)
+        if not boards:
+            Image.fromarray(image.permute(1, 2, 0).numpy()).save(_file(trainer, "images", name, rollout, "png"))
+
+
 def _boards(trainer: Trainer) -> list[Any]:
     return [logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
 
 
 def _write(trainer: Trainer, kind: str, name: str, rollout: int, suffix: str, text: str) -> None:
+    _file(trainer, kind, name, rollout, suffix).write_text(text, encoding="utf-8")
+
+
+def _file(trainer: Trainer, kind: str, name: str, rollout: int, suffix: str) -> Path:
     """One file per rollout, so that a rollout repeated after a crash replaces its own."""
     file = Path(trainer.default_root_dir) / kind / name.replace("/", "-") / f"rollout-{rollout:06d}.{suffix}"
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(text, encoding="utf-8")
+    return file

@@ -285,6 +285,15 @@ class StepOutput(TypedDict):
     diagnostics: Diagnostics
 
 
+class RewardStepOutput(TypedDict):
+    """The same of a reward model, which has scores for log-probs."""
+
+    loss: Tensor
+    losses: Tensor  # [B, K, K]
+    scores: Tensor  # [B, K]
+    diagnostics: Diagnostics
+
+
 @dataclass(frozen=True, slots=True)
 class Needs:
     """What an algorithm, or a callback, wants: log-probs of the reference; samples of exactly the policy being trained
@@ -392,17 +401,12 @@ class JudgeBackend(ABC):
         """Let go of it."""
 
 
-class Policy(nn.Module, ABC):
-    """A causal language model that can be scored. One ``temperature`` serves sampling, training and the reference; with
-    ``reference_offload`` the reference's weights wait on the CPU while it does not score."""
+class TextModel(nn.Module, ABC):
+    """A model that reads prompts and answers: what the data plane may know of whatever is trained."""
 
-    reference_offload: bool = False
-    temperature: float
-    eos_ids: frozenset[int]
-    special_ids: frozenset[int]  # tokens that `decode` leaves out
     bos_id: int | None
     pad_id: int
-    context_length: int | None
+    context_length: int | None  # of prompt and answer together
 
     @contextmanager
     def inference(self) -> Iterator[None]:
@@ -429,6 +433,34 @@ class Policy(nn.Module, ABC):
                 module.training = training
 
     @abstractmethod
+    def encode(self, prompt: Prompt) -> list[int]:
+        """Token ids of a prompt, through the chat template where it has messages."""
+
+    @abstractmethod
+    def encode_response(self, prompt: Prompt, text: str) -> list[int]:
+        """Token ids of a whole answer to ``prompt``, to be read after those of the prompt; of a policy ended by EOS or, after messages, by
+        the end of turn of the chat template."""
+
+    @abstractmethod
+    def encode_turns(self, prompt: Prompt, turns: Sequence[Message]) -> tuple[list[int], list[bool]]:
+        """The same of the turns that follow a prompt of messages, and which tokens the assistant says: of a policy the last is the end
+        of its last turn."""
+
+    @abstractmethod
+    def save(self, folder: str) -> None:
+        """Write a folder from which the model can be loaded."""
+
+
+class Policy(TextModel):
+    """A causal language model that can be scored. One ``temperature`` serves sampling, training and the reference; with
+    ``reference_offload`` the reference's weights wait on the CPU while it does not score."""
+
+    reference_offload: bool = False
+    temperature: float
+    eos_ids: frozenset[int]
+    special_ids: frozenset[int]  # tokens that `decode` leaves out
+
+    @abstractmethod
     def forward(self, batch: "AlignmentBatch | Rollouts") -> PolicyOutput:
         """Log-probs of the response tokens, with gradient."""
 
@@ -441,29 +473,12 @@ class Policy(nn.Module, ABC):
         """
 
     @abstractmethod
-    def encode(self, prompt: Prompt) -> list[int]:
-        """Token ids of a prompt, through the chat template where it has messages."""
-
-    @abstractmethod
-    def encode_response(self, prompt: Prompt, text: str) -> list[int]:
-        """Token ids of a whole answer to ``prompt``, ended by EOS or, after messages, by the end of turn of the chat template."""
-
-    @abstractmethod
-    def encode_turns(self, prompt: Prompt, turns: Sequence[Message]) -> tuple[list[int], list[bool]]:
-        """Token ids of the turns that follow a prompt of messages, and which of them the assistant says: the last is the end of its
-        last turn."""
-
-    @abstractmethod
     def decode(self, tokens: Sequence[int]) -> str:
         """Text of response tokens, without special tokens."""
 
     @abstractmethod
     def make_reference(self) -> "Reference":
         """The policy as it was before training, whatever checkpoint was resumed."""
-
-    @abstractmethod
-    def save(self, folder: str) -> None:
-        """Write a folder from which the policy can be loaded."""
 
 
 class Reference(ABC):
@@ -489,7 +504,19 @@ class Sampler(ABC):
 class Aligner(Protocol):
     """What the data plane may know of a LightningModule."""
 
-    policy: Policy
+    @property
+    def text_model(self) -> TextModel:
+        """What is trained and reads the data."""
+        ...
+
+    @property
+    def policy(self) -> Policy:
+        """The same, where it can be sampled from.
+
+        Raises:
+            UserError: if it can't.
+        """
+        ...
 
     @property
     def needs(self) -> Needs:

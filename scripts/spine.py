@@ -24,7 +24,8 @@ SPINE = (
     ("lit_align/data/loader.py", "schedule"),
     ("lit_align/algorithms/base.py", "AlignmentModule.prepare_rollout"),
     ("lit_align/algorithms/base.py", "AlignmentModule.training_step"),
-    ("lit_align/algorithms/base.py", "AlignmentModule.on_before_optimizer_step"),
+    ("lit_align/algorithms/stepping.py", "SteppingModule.step_loss"),
+    ("lit_align/algorithms/stepping.py", "SteppingModule.on_before_optimizer_step"),
     ("lit_align/algorithms/dar.py", "DAR.prepare"),
     ("lit_align/algorithms/dar.py", "DAR.objective"),
 )

@@ -16,11 +16,14 @@ from lit_align.algorithms.orpo import ORPO
 from lit_align.algorithms.pairing import AllPairs, BestVersusWorst, Pairing
 from lit_align.algorithms.preference import PreferenceModule
 from lit_align.algorithms.reinforce_pp import ReinforcePP
+from lit_align.algorithms.reward_losses import BradleyTerry, PlackettLuce, RewardLoss
+from lit_align.algorithms.reward_model import RewardModel
 from lit_align.algorithms.rloo import RLOO
 from lit_align.algorithms.scales import AdvantageScale, BatchStd, FixedScale, ReferenceStd, RunningMax
 from lit_align.algorithms.sft import SFT
 from lit_align.algorithms.simpo import SimPO
 from lit_align.algorithms.slic import SLiC
+from lit_align.algorithms.stepping import SteppingModule
 from lit_align.algorithms.surrogates import CISPO, Clip, OverlongPenalty, SequenceClip, SumOver, mean_per_response, token_mean
 from lit_align.algorithms.weighting import CentredWeights, ClippedWeights, GroupWeights, KLTarget, Weighting
 from lit_align.functional.advantages import group_standardised
@@ -45,6 +48,7 @@ __all__ = [
     "BatchMean",
     "BatchStd",
     "BestVersusWorst",
+    "BradleyTerry",
     "CentredWeights",
     "Clip",
     "ClippedWeights",
@@ -58,14 +62,18 @@ __all__ = [
     "MovingAverage",
     "OverlongPenalty",
     "Pairing",
+    "PlackettLuce",
     "PreferenceModule",
     "PreviousRound",
     "ReferenceStd",
     "ReinforcePP",
+    "RewardLoss",
+    "RewardModel",
     "RunningMax",
     "SLiC",
     "SequenceClip",
     "SimPO",
+    "SteppingModule",
     "SumOver",
     "Weighting",
     "best_of_group",

@@ -8,7 +8,7 @@ from typing import Any, final
 import torch
 
 from lit_align.models.chat import render
-from lit_align.models.loading import DType, load_tokenizer
+from lit_align.models.loading import DType, context_length, load_tokenizer
 from lit_align.types import Message, UserError
 
 
@@ -61,10 +61,7 @@ class HostedModel:
     @property
     def context_length(self) -> int | None:
         """How many tokens it can read, where its config or its tokenizer says so."""
-        of_model = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        of_tokenizer = self.tokenizer.model_max_length  # 1e30 where it doesn't know; less than the model's in RoBERTa
-        known = [int(length) for length in (of_model, of_tokenizer) if length and length < 1e9]
-        return min(known, default=None)
+        return context_length(self.model, self.tokenizer)
 
     def setup(self, device: torch.device) -> None:
         """Load; move to ``device`` unless offloaded."""

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lit_align.annotators.hosting import HostedModel
 from lit_align.models.loading import DType, load_classifier
+from lit_align.models.scoring import last_logits, row_of
 from lit_align.types import Annotation, Annotator, Prompt, Rollouts, UserError
 
 
@@ -65,7 +66,7 @@ class RewardModelAnnotator(Annotator):
 
     def annotate(self, rollouts: Rollouts) -> Annotation:
         """Scores ``[B, K]`` on the CPU."""
-        rows = [self._tokens(p, text) for p, texts in zip(rollouts.prompts, rollouts.texts, strict=True) for text in texts]
+        rows = [self._row(p, text) for p, texts in zip(rollouts.prompts, rollouts.texts, strict=True) for text in texts]
         limit = self.max_tokens or self.host.context_length
         fits = [len(row) > 0 and (limit is None or len(row) <= limit) for row in rows]
         self._count_too_long(len(rows) - sum(fits), limit)
@@ -77,11 +78,8 @@ class RewardModelAnnotator(Annotator):
         valid = torch.tensor(fits).reshape(shape) & scores.isfinite().reshape(shape)
         return Annotation(scores=scores.reshape(shape).where(valid, 0.0), valid=valid, annotator_version=self.version)
 
-    def _tokens(self, prompt: Prompt, text: str) -> list[int]:
-        if isinstance(prompt.content, str):
-            return list(self.host.tokenizer(prompt.content + text)["input_ids"])
-        chat = self.host.render([*prompt.content, {"role": "assistant", "content": text}], answer=False)
-        return list(self.host.tokenizer(chat, add_special_tokens=False)["input_ids"])  # the template writes its own
+    def _row(self, prompt: Prompt, text: str) -> list[int]:
+        return row_of("RewardModelAnnotator", self.host.tokenizer, prompt, text)
 
     def _scores(self, rows: Sequence[list[int]]) -> Tensor:
         """One logit per row, ``[N]``."""
@@ -92,22 +90,10 @@ class RewardModelAnnotator(Annotator):
         return scores
 
     def _forward(self, model: Any, rows: Sequence[list[int]]) -> Tensor:
-        # Padded on the right: positions start at 0 and a causal model never sees the padding. Classifiers find the last real
-        # token by comparing with `pad_token_id`; so the id that pads here must be no token of these rows, as EOS often would.
-        pad = self._absent(rows)
-        model.config.pad_token_id = model.config.get_text_config().pad_token_id = pad
         width, device = max(len(row) for row in rows), self.host.device
-        tokens = torch.tensor([row + [pad] * (width - len(row)) for row in rows], dtype=torch.long, device=device)
-        mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], dtype=torch.long, device=device)
-        return model(input_ids=tokens, attention_mask=mask).logits[:, self.label or 0]
-
-    def _absent(self, rows: Sequence[list[int]]) -> int:
-        """The tokenizer's pad token, unless a row contains it: then the first id that none contains."""
-        present = {token for row in rows for token in row}
-        own = self.host.tokenizer.pad_token_id  # encoders such as RoBERTa also count positions by it
-        if own is not None and own not in present:
-            return own
-        return next(i for i in range(len(present) + 1) if i not in present)
+        tokens = torch.tensor([row + [0] * (width - len(row)) for row in rows], dtype=torch.long, device=device)
+        mask = torch.tensor([[i < len(row) for i in range(width)] for row in rows], device=device)
+        return last_logits(model, tokens, mask, self.host.tokenizer.pad_token_id)[:, self.label or 0]
 
     def _count_too_long(self, count: int, limit: int | None) -> None:
         if count and not self.too_long:

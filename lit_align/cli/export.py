@@ -1,4 +1,4 @@
-"""``lit-align export``: a run's policy as a Hugging Face folder."""
+"""``lit-align export``: what a run trained as a Hugging Face folder."""
 
 import argparse
 from collections.abc import Mapping, Sequence
@@ -10,16 +10,16 @@ import yaml
 from jsonargparse import ArgumentParser
 from transformers.utils import logging as transformers_logging
 
-from lit_align.algorithms import AlignmentModule
+from lit_align.algorithms import SteppingModule
 from lit_align.cli.card import model_card
 from lit_align.cli.trainer import accept_final_classes
 from lit_align.models import CausalPolicy  # short names in YAML are those of imported classes
 from lit_align.models.lora import save_adapter
-from lit_align.types import Policy, UserError
+from lit_align.types import Policy, TextModel, UserError
 
 
 def export(arguments: Sequence[str]) -> None:
-    """Write the policy of a checkpoint, its tokenizer and a model card; or its adapter and a model card.
+    """Write the policy or reward model of a checkpoint, its tokenizer and a model card; or its adapter and a model card.
 
     Args:
         arguments: the run's folder, ``--ckpt_path``, ``--output`` and ``--adapter``; see ``--help``.
@@ -47,24 +47,25 @@ def export(arguments: Sequence[str]) -> None:
     config = yaml.safe_load(config_file.read_text(encoding="utf-8"))
     checkpoint = torch.load(checkpoint_file, map_location="cpu", weights_only=True)
     model = load_module(config["model"])
-    adapter = _adapted(model.policy, options.run) if options.adapter else None
+    adapter = _adapted(model.text_model, options.run) if options.adapter else None
     try:
         model.load_state_dict(checkpoint["state_dict"], strict=model.strict_loading)
     except RuntimeError as error:
         raise UserError(f"{checkpoint_file} doesn't fit {config_file}: {str(error).splitlines()[-1].strip()}") from error
-    model.policy.eval()
+    model.text_model.eval()
     if adapter is None:
-        model.policy.save(str(output))
+        model.text_model.save(str(output))
     else:
         save_adapter(adapter.model, adapter.path, output)
     card = model_card(config, rollouts_of(checkpoint), checkpoint["global_step"], adapter is not None)
     (output / "README.md").write_text(card, encoding="utf-8")
-    print(f"The {'adapter' if adapter else 'policy'} is in {output}. Read README.md there before you share it.")
+    kind = "adapter" if adapter else "policy" if isinstance(model.text_model, Policy) else "reward model"
+    print(f"The {kind} is in {output}. Read README.md there before you share it.")
 
 
 def export_parser(add_help: bool = True) -> argparse.ArgumentParser:
     """What ``lit-align export`` takes."""
-    description = "Write a run's policy as a Hugging Face folder."
+    description = "Write a run's policy, or its reward model, as a Hugging Face folder."
     parser = argparse.ArgumentParser("lit-align export", description=description, add_help=add_help)
     parser.add_argument("run", type=Path, help="folder of a run of fit, such as runs/first")
     parser.add_argument("--ckpt_path", type=Path, help="which checkpoint; RUN/checkpoints/last.ckpt if not given")
@@ -73,7 +74,7 @@ def export_parser(add_help: bool = True) -> argparse.ArgumentParser:
     return parser
 
 
-def _adapted(policy: Policy, run: Path) -> CausalPolicy:
+def _adapted(policy: TextModel, run: Path) -> CausalPolicy:
     if not isinstance(policy, CausalPolicy) or policy.lora is None:
         raise UserError(
             f"{run} trained the whole model: it has no adapter that could be written alone. Leave --adapter out, and the model is written."
@@ -81,11 +82,11 @@ def _adapted(policy: Policy, run: Path) -> CausalPolicy:
     return policy
 
 
-def load_module(config: Mapping[str, Any]) -> AlignmentModule:
-    """The algorithm with its policy, as the ``model`` part of a run's config says."""
+def load_module(config: Mapping[str, Any]) -> SteppingModule:
+    """The algorithm with what it trains, as the ``model`` part of a run's config says."""
     accept_final_classes()
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(AlignmentModule, "model")
+    parser.add_subclass_arguments(SteppingModule, "model")
     return parser.instantiate(parser.parse_object({"model": config})).model
 
 

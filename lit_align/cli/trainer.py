@@ -22,7 +22,7 @@ from transformers.utils import logging as transformers_logging
 import lit_align.annotators
 import lit_align.generation
 import lit_align.models  # noqa: F401  (short names in YAML are those of imported classes)
-from lit_align.algorithms import AlignmentModule
+from lit_align.algorithms import SteppingModule
 from lit_align.cli.loggers import last_wandb_run, require_packages, without_folders
 from lit_align.cli.mistakes import explained, refuse_linked
 from lit_align.cli.predictions import PredictionWriter
@@ -69,7 +69,7 @@ def run_trainer(arguments: Sequence[str], rehearsal: RolloutCallback | None = No
 
 def add_parts(parser: LightningArgumentParser) -> None:
     """What a run is made of, in the order in which a config is printed and kept: what a user chose before the Trainer's forty keys."""
-    parser.add_lightning_class_args(AlignmentModule, "model", subclass_mode=True)
+    parser.add_lightning_class_args(SteppingModule, "model", subclass_mode=True)
     parser.add_lightning_class_args(AlignmentDataModule, "data", subclass_mode=True)
     parser.add_lightning_class_args(Trainer, "trainer")
     parser.set_defaults({f"trainer.{name}": value for name, value in TRAINER_DEFAULTS.items()})
@@ -112,7 +112,7 @@ class AlignmentCLI(LightningCLI):
         self.planned: dict[str, Any] = {}  # what a rehearsal changes
         self.lock: FileLock | None = None
         super().__init__(
-            AlignmentModule,
+            SteppingModule,
             AlignmentDataModule,
             subclass_mode_model=True,
             subclass_mode_data=True,

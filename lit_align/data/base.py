@@ -218,11 +218,11 @@ class AlignmentDataModule(LightningDataModule, ABC):
     @final
     def pool_of(self, source: PromptSource, response_room: int) -> PromptReader:
         """The prompts of ``source`` that leave ``response_room`` tokens of the context, by this module's rule for longer ones."""
-        context, limit = self.aligner.policy.context_length, self.max_prompt_tokens
+        context, limit = self.aligner.text_model.context_length, self.max_prompt_tokens
         if context is not None:
             room = context - response_room
             limit = room if limit is None else min(limit, room)
-        return reader_of(source, PromptEncoder(self.aligner.policy, limit, self.long_prompts), self.seed)
+        return reader_of(source, PromptEncoder(self.aligner.text_model, limit, self.long_prompts), self.seed)
 
     def _evaluation_loader(self) -> LazyLoader:
         rank, world = self._trainer.global_rank, self._trainer.world_size

@@ -76,10 +76,10 @@ class FixedDataModule(AlignmentDataModule, ABC):
     @final
     def make_rollout(self, number: int, prompts: list[EncodedPrompt]) -> AlignmentBatch:
         """The answers as a batch, prepared."""
-        policy, device = self.aligner.policy, self._trainer.strategy.root_device
+        model, device = self.aligner.text_model, self._trainer.strategy.root_device
         batch = self._batch_of(prompts, torch.arange(len(prompts)) // self._step_rows).to(device)
         answers = batch.valid.sum()
-        with self._trainer.precision_plugin.forward_context(), policy.inference():
+        with self._trainer.precision_plugin.forward_context(), model.inference():
             batch, _ = self.aligner.prepare_rollout(batch, self.aligner.needs, self.micro_batch_prompts)
         used, answers = global_sum(torch.stack([batch.used.sum(), answers])).tolist()
         if number == 0 and not used:
@@ -101,6 +101,6 @@ class FixedDataModule(AlignmentDataModule, ABC):
         return self.micro_batch_prompts
 
     def _batch_of(self, prompts: list[EncodedPrompt], steps: Tensor) -> AlignmentBatch:
-        policy = self.aligner.policy
-        rows = [encoded(policy, prompt, self.answers_of(prompt.prompt), self.max_response_tokens) for prompt in prompts]
-        return packed(rows, policy.pad_id, steps, at_least=self.aligner.needs.responses)
+        model = self.aligner.text_model
+        rows = [encoded(model, prompt, self.answers_of(prompt.prompt), self.max_response_tokens) for prompt in prompts]
+        return packed(rows, model.pad_id, steps, at_least=self.aligner.needs.responses)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lit_align.data.messages import as_chat
-from lit_align.types import AlignmentBatch, Answer, EncodedPrompt, Policy, Prompt
+from lit_align.types import AlignmentBatch, Answer, EncodedPrompt, Prompt, TextModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,22 +29,22 @@ class FixedRow:
     responses: list[Response]
 
 
-def encoded(policy: Policy, prompt: EncodedPrompt, answers: Sequence[Answer], longest: int) -> FixedRow:
-    """A row as the policy reads it, answers cut after ``longest`` tokens.
+def encoded(model: TextModel, prompt: EncodedPrompt, answers: Sequence[Answer], longest: int) -> FixedRow:
+    """A row as the model reads it, answers cut after ``longest`` tokens.
 
     A conversation of which every turn is learnt begins to be a response where the assistant first speaks, and what comes before its
     last answer has as much room as it has as a prompt. If that was cut at its beginning, only the last answer is learnt.
     """
     source = prompt.prompt
-    if len(answers) == 1 and answers[0].conversation and list(prompt.tokens) == policy.encode(source):
-        return _whole_conversation(policy, source, answers[0], longest + len(prompt.tokens))
+    if len(answers) == 1 and answers[0].conversation and list(prompt.tokens) == model.encode(source):
+        return _whole_conversation(model, source, answers[0], longest + len(prompt.tokens))
     responses = []
     for answer in answers:
         if isinstance(answer.content, str):
-            tokens = policy.encode_response(source, answer.content)
+            tokens = model.encode_response(source, answer.content)
             learnt = [True] * len(tokens)
         else:
-            tokens, learnt = policy.encode_turns(source, answer.content)
+            tokens, learnt = model.encode_turns(source, answer.content)
         responses.append(_cut(tokens, learnt, longest, answer.score))
     return FixedRow(source.id, list(prompt.tokens), responses)
 
@@ -74,12 +74,12 @@ def _cut(tokens: list[int], learnt: list[bool], longest: int, score: float | Non
     return Response(tokens[:longest], learnt[:longest], len(tokens) <= longest, score)
 
 
-def _whole_conversation(policy: Policy, source: Prompt, answer: Answer, room: int) -> FixedRow:
+def _whole_conversation(model: TextModel, source: Prompt, answer: Answer, room: int) -> FixedRow:
     """All turns from the assistant's first answer on as the response, both together at most ``room`` tokens."""
     turns, last = as_chat(source.content), answer.content
     turns = (*turns, *([{"role": "assistant", "content": last}] if isinstance(last, str) else last))
     first = next(i for i, turn in enumerate(turns) if i and turn["role"] == "assistant")
     asked = replace(source, content=turns[:first])
-    head = policy.encode(asked)
-    tokens, learnt = policy.encode_turns(asked, turns[first:])
+    head = model.encode(asked)
+    tokens, learnt = model.encode_turns(asked, turns[first:])
     return FixedRow(source.id, head, [_cut(tokens, learnt, room - len(head), answer.score)])

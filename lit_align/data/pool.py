@@ -10,7 +10,7 @@ import torch
 
 from lit_align.data.loader import derived_seed
 from lit_align.data.truncation import encode_within
-from lit_align.types import EncodedPrompt, IndexedPrompts, Policy, Prompt, UserError
+from lit_align.types import EncodedPrompt, IndexedPrompts, Prompt, TextModel, UserError
 
 LongPrompts = Literal["drop", "truncate_left", "refuse"]
 """What becomes of a prompt that leaves no room for the response: left out and counted, cut at its beginning (its BOS token, or its
@@ -19,10 +19,10 @@ system turn, stays), or an error."""
 
 @final
 class PromptEncoder:
-    """Prompts as the policy reads them.
+    """Prompts as the model reads them.
 
     Args:
-        policy: its tokenizer decides how long they are.
+        model: its tokenizer decides how long they are.
         max_tokens: longest prompt, in tokens; None is no limit.
         long_prompts: what becomes of longer ones. Whatever is cut off, the annotator sees the whole prompt.
 
@@ -30,8 +30,8 @@ class PromptEncoder:
         UserError: if there is no room for any prompt.
     """
 
-    def __init__(self, policy: Policy, max_tokens: int | None, long_prompts: LongPrompts) -> None:
-        self.policy, self.max_tokens = policy, max_tokens
+    def __init__(self, model: TextModel, max_tokens: int | None, long_prompts: LongPrompts) -> None:
+        self.model, self.max_tokens = model, max_tokens
         self.long_prompts: LongPrompts = long_prompts
         if max_tokens is not None and max_tokens < 1:
             raise UserError(
@@ -50,7 +50,7 @@ class PromptEncoder:
 
     def length(self, prompt: Prompt) -> int:
         """Tokens of the whole prompt."""
-        return len(self.policy.encode(prompt))
+        return len(self.model.encode(prompt))
 
     def encoded(self, prompt: Prompt) -> EncodedPrompt:
         """A prompt that fits, cut where it has to be."""
@@ -61,10 +61,10 @@ class PromptEncoder:
         return self.long_prompts == "truncate_left"
 
     def _tokens(self, prompt: Prompt) -> list[int] | None:
-        """What the policy reads; None if it is too long."""
+        """What the model reads; None if it is too long."""
         if self._cuts and self.max_tokens is not None:
-            return encode_within(self.policy, prompt, self.max_tokens)
-        tokens = self.policy.encode(prompt)
+            return encode_within(self.model, prompt, self.max_tokens)
+        tokens = self.model.encode(prompt)
         return tokens if self.max_tokens is None or len(tokens) <= self.max_tokens else None
 
 
@@ -74,16 +74,16 @@ class PromptPool:
 
     Args:
         source: where they come from.
-        policy, max_tokens, long_prompts: see :class:`PromptEncoder`.
+        model, max_tokens, long_prompts: see :class:`PromptEncoder`.
         seed: of the order.
 
     Raises:
         UserError: if no prompt is left, or one is too long under ``refuse``.
     """
 
-    def __init__(self, source: IndexedPrompts, policy: Policy, max_tokens: int | None, long_prompts: LongPrompts, seed: int) -> None:
+    def __init__(self, source: IndexedPrompts, model: TextModel, max_tokens: int | None, long_prompts: LongPrompts, seed: int) -> None:
         self.source, self.seed = source, seed
-        self._encoder = PromptEncoder(policy, max_tokens, long_prompts)
+        self._encoder = PromptEncoder(model, max_tokens, long_prompts)
         fits = [i for i in range(len(source)) if self._encoder.fits(source[i])]
         longer = self._encoder.longer
         self.dropped = len(source) - len(fits)

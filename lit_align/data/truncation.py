@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from lit_align.types import Message, Policy, Prompt
+from lit_align.types import Message, Prompt, TextModel
 
 INSTRUCTING = {"system", "developer"}  # roles of the turns that a conversation may begin with
 
 
-def encode_within(policy: Policy, prompt: Prompt, max_tokens: int) -> list[int] | None:
+def encode_within(model: TextModel, prompt: Prompt, max_tokens: int) -> list[int] | None:
     """Token ids of the end of ``prompt``, at most ``max_tokens``; None if there is no way.
 
     A plain text loses tokens on its left, but not a BOS token there. A conversation keeps its system turn and its last user turn
@@ -16,18 +16,18 @@ def encode_within(policy: Policy, prompt: Prompt, max_tokens: int) -> list[int] 
     system turn. If the last one alone is still too long, its text loses characters on the left, as few as will do. So the template's own
     tokens are whole, and None is a system turn that leaves no room.
     """
-    tokens = policy.encode(prompt)
+    tokens = model.encode(prompt)
     if len(tokens) <= max_tokens:
         return tokens
     if isinstance(prompt.content, str):
-        kept = tokens[:1] if tokens[0] == policy.bos_id else []
+        kept = tokens[:1] if tokens[0] == model.bos_id else []
         return kept + tokens[len(tokens) - max_tokens + len(kept) :]
-    return _conversation_within(policy, prompt, prompt.content, max_tokens)
+    return _conversation_within(model, prompt, prompt.content, max_tokens)
 
 
-def _conversation_within(policy: Policy, prompt: Prompt, messages: Sequence[Message], max_tokens: int) -> list[int] | None:
+def _conversation_within(model: TextModel, prompt: Prompt, messages: Sequence[Message], max_tokens: int) -> list[int] | None:
     def fitting(*rest: Message) -> list[int] | None:
-        tokens = policy.encode(replace(prompt, content=(*messages[:begin], *rest)))
+        tokens = model.encode(replace(prompt, content=(*messages[:begin], *rest)))
         return tokens if len(tokens) <= max_tokens else None
 
     begin = next((i for i, message in enumerate(messages) if message["role"] not in INSTRUCTING), len(messages))

@@ -37,6 +37,7 @@ from lit_align.functional.preference import (
     simpo_loss,
     slic_loss,
 )
+from lit_align.functional.reward_model import bradley_terry_loss, plackett_luce_loss, smoothed_labels
 from lit_align.functional.verdicts import centred_score, expected_score, swap_averaged
 
 __all__ = [
@@ -45,6 +46,7 @@ __all__ = [
     "alpha_divergence",
     "best_versus_worst",
     "bradley_terry",
+    "bradley_terry_loss",
     "centred_score",
     "centred_weights",
     "cispo_surrogate",
@@ -77,12 +79,14 @@ __all__ = [
     "log_odds",
     "mean_per_response",
     "overlong_penalty",
+    "plackett_luce_loss",
     "response_logps",
     "reverse_kl",
     "same_tokens",
     "sequence_clipped_surrogate",
     "simpo_loss",
     "slic_loss",
+    "smoothed_labels",
     "squared_norm_share",
     "sum_over",
     "swap_averaged",

@@ -9,7 +9,11 @@ import yaml
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs"
 FILES = sorted(path.relative_to(CONFIGS).as_posix() for path in CONFIGS.rglob("*.yaml"))
-OF_SFT = {"quickstart_warmup.yaml", "experiment/local_sft.yaml"}
+BEFORE = {
+    "quickstart_warmup.yaml": "sft.yaml",
+    "experiment/local_sft.yaml": "sft.yaml",
+    "experiment/local_reward.yaml": "reward_model.yaml",
+}
 
 
 @dataclass(frozen=True)
@@ -27,7 +31,7 @@ def context(file: str) -> list[str]:
     """The files that go before it."""
     if file.startswith("algorithm/"):
         return []
-    return [str(CONFIGS / "algorithm" / ("sft.yaml" if file in OF_SFT else "dar_anchored.yaml"))]
+    return [str(CONFIGS / "algorithm" / BEFORE.get(file, "dar_anchored.yaml"))]
 
 
 def damages(file: str) -> Iterator[Damage]:

@@ -60,6 +60,8 @@ RULES: dict[str, tuple[str, ...]] = {
     "data/pairs.yaml": ("algorithm/simpo.yaml", "experiment/local_model.yaml", "..."),
     "algorithm/sft.yaml": ("...", "experiment/local_sft.yaml"),
     "experiment/local_sft.yaml": ("algorithm/sft.yaml", "..."),
+    "algorithm/reward_model.yaml": ("...", "experiment/local_reward.yaml"),
+    "experiment/local_reward.yaml": ("algorithm/reward_model.yaml", "..."),
     LOCAL: (ANCHORED, "...", FUNCTION),
     "algorithm": ("...", LOCAL, FUNCTION),
     "annotator": (ANCHORED, LOCAL, "..."),

@@ -10,9 +10,11 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lit_align import __version__
+from lit_align.annotators import RewardModelAnnotator
 from lit_align.cli import main
 from lit_align.cli.trainer import run_trainer
-from tests.cli.shipped import OWN
+from tests.annotators.worlds import rollouts
+from tests.cli.shipped import CONFIGS, OWN, SMALL
 from tests.tiny import PROMPTS
 
 
@@ -140,3 +142,28 @@ def test_what_cannot_be_exported(
         main(["export", *arguments])
     assert exit_.value.code == 2
     assert f"lit-align: {message}" in capsys.readouterr().err
+
+
+def test_a_reward_model_is_a_classifier_that_annotates(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = ['{"prompt": "a", "chosen": "bb", "rejected": "c"}', '{"prompt": "", "chosen": "dd", "rejected": "ee"}'] * 4
+    Path("pairs.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    configs = [f"--config={CONFIGS / file}" for file in ("algorithm/reward_model.yaml", "experiment/local_reward.yaml")]
+    small = ["--data.init_args.prompts_per_rollout=8", "--trainer.max_epochs=2", "--model.init_args.data_smoothing=0.1"]
+    fast = ["--model.init_args.optimizer.init_args.lr=0.01", "--data.init_args.max_response_tokens=30"]
+    module = run_trainer(
+        ["fit", *configs, *[option for option in SMALL if ".sampler." not in option], *small, *fast, "--run=runs/reward"]
+    ).model
+    capsys.readouterr()
+    main(["export", "runs/reward", "--output=scorer"])
+    assert capsys.readouterr().out == "The reward model is in scorer. Read README.md there before you share it.\n"
+    answers = rollouts([["bb", "c"], ["dd", "e e"]], ["a", ""])
+    found = RewardModelAnnotator("scorer").annotate(answers).scores
+    rows = [[module.network.encode_response(p, text) for text in texts] for p, texts in zip(answers.prompts, answers.texts, strict=True)]
+    with module.network.inference():
+        expected = [[float(module.network(torch.tensor([row]), torch.ones(1, len(row)).bool())) for row in line] for line in rows]
+    torch.testing.assert_close(found, torch.tensor(expected), atol=1e-5, rtol=0)
+    card = Path("scorer/README.md").read_text(encoding="utf-8")
+    assert yaml.safe_load(card.split("---\n")[1])["pipeline_tag"] == "text-classification"
+    for said in ("my-model with a head of one number", "| algorithm | RewardModel |", "lit_align.annotators.RewardModelAnnotator"):
+        assert said in card
+    assert "temperature | none" in card

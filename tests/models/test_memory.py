@@ -96,7 +96,7 @@ def test_a_run_with_checkpointing_is_the_run_without(folder, tmp_path):
 
 def test_an_architecture_that_cannot_checkpoint_is_refused(folder, monkeypatch):
     monkeypatch.setattr("transformers.LlamaForCausalLM.supports_gradient_checkpointing", False)
-    with pytest.raises(UserError, match=r"LlamaForCausalLM can't do gradient checkpointing: set policy\.gradient_checkpointing to false"):
+    with pytest.raises(UserError, match=r"LlamaForCausalLM can't do gradient checkpointing: set gradient_checkpointing to false"):
         CausalPolicy(folder, gradient_checkpointing=True)
 
 

@@ -12,7 +12,7 @@ class IndexedReader(PromptReader):
     """Through one seeded permutation after another."""
 
     def __init__(self, source: IndexedPrompts, encoder: PromptEncoder, seed: int) -> None:
-        self._pool = PromptPool(source, encoder.policy, encoder.max_tokens, encoder.long_prompts, seed)
+        self._pool = PromptPool(source, encoder.model, encoder.max_tokens, encoder.long_prompts, seed)
         self._position = 0
 
     def take(self, count: int) -> list[EncodedPrompt]:
