@@ -88,11 +88,10 @@ class RewardModel(SteppingModule):
             rows = torch.arange(len(batch.scores), device=batch.scores.device).split(chunk_prompts)
             values = torch.cat([self.values(batch.rows(part)) for part in rows])
             labels = self.labels.moved(batch.prompt_ids, batch.pairs, values.unsqueeze(-1) - values.unsqueeze(-2))
-            batch = replace(batch, pairs=labels)
-        diagnostics = {
-            "pairs/per_prompt": (~batch.pairs.isnan()).sum((-1, -2)).float(),
-            "pairs/label": batch.pairs.nan_to_num(0.0),
-        }
+        else:
+            labels = batch.pairs
+        batch = replace(batch, pairs=labels)
+        diagnostics = {"pairs/per_prompt": (~labels.isnan()).sum((-1, -2)).float(), "pairs/label": labels.nan_to_num(0.0)}
         metrics = {name: global_mean(value, counted(value, batch)) for name, value in diagnostics.items()}
         self.log_rollout(metrics | {"response/cut": global_mean((~batch.finished).float(), labelled)})
         return batch, diagnostics

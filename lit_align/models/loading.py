@@ -65,7 +65,7 @@ def load_scorer(owner: str, path: str, dtype: DType, seed: int) -> Any:
     trained = any(name.endswith("ForSequenceClassification") for name in config.architectures or ())
     if trained and config.num_labels != 1:
         raise UserError(
-            f"{owner} expected a classifier with one logit, but {path!r} has {config.num_labels}: {dict(config.id2label)}. Give one with "
+            f"{owner} expected a classifier with one logit, but {path!r} has {config.num_labels}: {config.id2label}. Give one with "
             "num_labels = 1, or the language model that it was made from: a new head is put on that."
         )
     with torch.random.fork_rng(devices=[]):
