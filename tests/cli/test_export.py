@@ -150,7 +150,9 @@ def test_a_reward_model_is_a_classifier_that_annotates(world: Path, capsys: pyte
     configs = [f"--config={CONFIGS / file}" for file in ("algorithm/reward_model.yaml", "experiment/local_reward.yaml")]
     small = ["--data.init_args.prompts_per_rollout=8", "--trainer.max_epochs=2", "--model.init_args.data_smoothing=0.1"]
     fast = ["--model.init_args.optimizer.init_args.lr=0.01", "--data.init_args.max_response_tokens=30"]
-    module = run_trainer(["fit", *configs, *[option for option in SMALL if ".sampler." not in option], *small, *fast, "--run=runs/reward"]).model
+    module = run_trainer(
+        ["fit", *configs, *[option for option in SMALL if ".sampler." not in option], *small, *fast, "--run=runs/reward"]
+    ).model
     capsys.readouterr()
     main(["export", "runs/reward", "--output=scorer"])
     assert capsys.readouterr().out == "The reward model is in scorer. Read README.md there before you share it.\n"
