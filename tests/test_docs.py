@@ -15,10 +15,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from callbacks import Histograms, JudgeEvaluation, KLMonitor, SampleTable, Throughput, WeightClipping
 from lit_align import __version__
 from lit_align.algorithms import SFT
-from lit_align.annotators import FunctionAnnotator
+from lit_align.annotators import FunctionAnnotator, RewardModelAnnotator
 from lit_align.cli import main
 from lit_align.data import DemonstrationDataModule, JsonlPrompts, ListPrompts
 from lit_align.models import CausalPolicy
+from tests.annotators.worlds import rollouts
 from tests.tiny import PROMPTS, adamw, make_dar, make_data, make_trainer, vowels, write_prompts, write_tiny
 
 ROOT = Path(__file__).parents[1]
@@ -171,6 +172,15 @@ def test_what_the_page_on_sft_tells_to_run_runs(folder: Path) -> None:
     write_files(folder, page)
     run_commands(page)
     assert len(plotted(folder / "runs" / "sft").Scalars("train/loss")) == 2
+
+
+def test_what_the_page_on_reward_models_tells_to_run_runs(folder: Path) -> None:
+    page = ROOT / "docs" / "algorithms" / "reward_model.md"
+    write_files(folder, page)
+    run_commands(page)
+    assert plotted(folder / "runs" / "reward").Scalars("pairs/accuracy")
+    answers = rollouts([["yes", "no"]], ["a"])
+    assert RewardModelAnnotator("my-reward-model").annotate(answers).valid.all()
 
 
 def test_what_the_page_on_anchors_tells_to_run_runs(folder: Path) -> None:

@@ -83,15 +83,14 @@ class RewardModel(SteppingModule):
     def prepare_rollout(self, batch: AlignmentBatch, needs: Needs, chunk_prompts: int) -> tuple[AlignmentBatch, Diagnostics]:
         """Pairs of a rollout and their labels, ``[B, K, K]``."""
         labelled, batch = batch.valid, self._paired(batch)
-        assert batch.pairs is not None
+        pairs = batch.pairs
+        assert pairs is not None
         if self.labels is not None:
             rows = torch.arange(len(batch.scores), device=batch.scores.device).split(chunk_prompts)
             values = torch.cat([self.values(batch.rows(part)) for part in rows])
-            labels = self.labels.moved(batch.prompt_ids, batch.pairs, values.unsqueeze(-1) - values.unsqueeze(-2))
-        else:
-            labels = batch.pairs
-        batch = replace(batch, pairs=labels)
-        diagnostics = {"pairs/per_prompt": (~labels.isnan()).sum((-1, -2)).float(), "pairs/label": labels.nan_to_num(0.0)}
+            pairs = self.labels.moved(batch.prompt_ids, pairs, values.unsqueeze(-1) - values.unsqueeze(-2))
+            batch = replace(batch, pairs=pairs)
+        diagnostics = {"pairs/per_prompt": (~pairs.isnan()).sum((-1, -2)).float(), "pairs/label": pairs.nan_to_num(0.0)}
         metrics = {name: global_mean(value, counted(value, batch)) for name, value in diagnostics.items()}
         self.log_rollout(metrics | {"response/cut": global_mean((~batch.finished).float(), labelled)})
         return batch, diagnostics

@@ -59,7 +59,7 @@ def load_scorer(owner: str, path: str, dtype: DType, seed: int) -> Any:
         UserError: if there is none, it has another number of logits, or more than its head is missing.
     """
     try:
-        config = AutoConfig.from_pretrained(path)
+        config: Any = AutoConfig.from_pretrained(path)
     except (OSError, ValueError) as error:
         raise _not_found(owner, path, error) from error
     trained = any(name.endswith("ForSequenceClassification") for name in config.architectures or ())

@@ -12,7 +12,7 @@ import pytest
 from lit_align.cli import main
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-EPOCHS, LONGEST = 40, 100  # epochs of 10 optimizer steps, characters
+EPOCHS, LONGEST = 16, 80  # epochs of 10 optimizer steps, characters
 APART = 1.5  # on a scale from -4 to 4, each rating the mean of twenty people's
 
 pytestmark = [
@@ -65,7 +65,7 @@ def test_it_learns_what_people_find_positive_and_then_annotates(tmp_path: Path, 
         "--data.init_args.prompts.init_args.path=train.jsonl",
         "--data.init_args.eval_prompts=lit_align.data.JsonlPrompts",
         "--data.init_args.eval_prompts.init_args.path=held_out.jsonl",
-        "--data.init_args.max_response_tokens=100",
+        "--data.init_args.max_response_tokens=80",
         "--data.init_args.micro_batch_prompts=32",
         "--trainer.accumulate_grad_batches=1",
         "--data.init_args.prompts_per_rollout=320",
