@@ -70,7 +70,7 @@ def test_two_edits_start_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     with pytest.raises(SystemExit):
         lit_align("check")
     said = capsys.readouterr().err
-    assert "has no chat template. Give `chat_template: FILE.jinja` to the policy" in said
+    assert "has no chat template. Set `chat_template: FILE.jinja` of policy (configs/chat_template/plain.jinja is one)" in said
     give_template()
     lit_align("check")
     assert "Config, files and model are fine." in capsys.readouterr().out

@@ -7,7 +7,7 @@ import pytest
 from lit_align.data.pool import PromptPool
 from lit_align.data.truncation import encode_within
 from lit_align.models import CausalPolicy
-from lit_align.types import Prompt, PromptSource, UserError
+from lit_align.types import IndexedPrompts, Prompt, UserError
 from tests.tokenizers import CHATML, of_bytes, write_with_tokenizer
 
 BOS = 2
@@ -27,7 +27,7 @@ def policy(tmp_path_factory):
     return CausalPolicy(path, chat_template=str(CHATML))
 
 
-class Source(PromptSource):
+class Source(IndexedPrompts):
     def __init__(self, *contents) -> None:
         self.prompts = [Prompt(i, content if isinstance(content, str) else tuple(content)) for i, content in enumerate(contents)]
 
