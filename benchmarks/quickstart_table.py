@@ -35,7 +35,7 @@ SETTINGS: dict[str, dict[str, float]] = {
     "orpo": {"optimizer.init_args.lr": 3e-4},
     "kto": {"optimizer.init_args.lr": 1e-3},
     "inpo": {"optimizer.init_args.lr": 3e-4},
-    "iterative_dpo": {"optimizer.init_args.lr": 3e-4},
+    "iterative_dpo": {"optimizer.init_args.lr": 1e-4},
     "iterative_sft": {"optimizer.init_args.lr": 3e-4},
     "rloo": {"optimizer.init_args.lr": 3e-4},
     "reinforce_pp": {"optimizer.init_args.lr": 3e-4},
