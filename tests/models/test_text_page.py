@@ -16,7 +16,7 @@ from tests.tokenizers import CHATML, of_bytes, write_with_tokenizer
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "prompts.md").read_text(encoding="utf-8").partition("## Chat templates")[2]
-TEMPLATE, STOP, LENGTHS = re.findall(r"^```yaml\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+TEMPLATE, STOP, _SEARCH, LENGTHS = re.findall(r"^```yaml\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
 (JINJA,) = re.findall(r"^```jinja chat\.jinja\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
 BASE = [
     f"--config={ROOT / 'configs' / name}" for name in ("algorithm/dar_anchored.yaml", "experiment/local.yaml", "annotator/function.yaml")
