@@ -43,7 +43,7 @@ def complete(tmp_path_factory: pytest.TempPathFactory) -> Complete:
         (["fit", "--data.init_args.prompts_p"], ["--data.init_args.prompts_per_rollout"]),
         (["fit", "--data.init_args.long_prompts", "d"], ["drop"]),
         (["fit", "--trainer.precision", "bf16-m"], ["bf16-mixed"]),
-        (["fit", "--model", "lit_align.algorithms.D"], ["lit_align.algorithms.DAR"]),
+        (["fit", "--model", "lit_align.algorithms.SF"], ["lit_align.algorithms.SFT"]),
         (["fit", "--config", "config"], ["configs"]),
         (["export", "--o"], ["--output"]),
         (["quickstart", "--see"], ["--seed"]),

@@ -131,7 +131,7 @@ def test_what_is_not_set_anywhere(refused: Refused) -> None:
     dar, local = f"--config={CONFIGS / 'algorithm/dar.yaml'}", f"--config={CONFIGS / 'experiment/local.yaml'}"
     message = refused(dar)
     assert "model (lit_align.algorithms.DAR) can't do without policy" in message
-    assert "experiment/local.yaml" in message
+    assert "experiment/local_model.yaml" in message
     message = refused(dar, local).splitlines()
     assert message[0] == "lit-align: data (lit_align.data.OnlineDataModule) can't do without annotator, which nothing sets."
     assert message[1] == "Set data.init_args.annotator, or add a --config that does:"
