@@ -55,7 +55,9 @@ def everything() -> list[Callback]:
 
 
 def test_all_are_here():
-    assert {type(callback).__name__ for callback in everything()} == set(callbacks.__all__) - {"ReliabilityPlot"}  # of reward models, which have no policy
+    assert {type(callback).__name__ for callback in everything()} == set(callbacks.__all__) - {
+        "ReliabilityPlot"
+    }  # of reward models, which have no policy
 
 
 @pytest.mark.parametrize("dropout", [False, True])
