@@ -8,6 +8,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from callbacks._logging import log_histogram
+from lit_align.functional.advantages import has_spread
 from lit_align.functional.distributed import global_mean, global_sum
 from lit_align.types import Aligner, AlignmentBatch, Annotation, Diagnostics, RolloutCallback, Rollouts
 
@@ -45,8 +46,9 @@ class WeightClipping(RolloutCallback):
         here = torch.stack([weights.where(valid, -math.inf).max(), size.max()])
         highest, largest = cast(Tensor, module.all_gather(here)).view(-1, 2).amax(0).tolist()  # over all ranks
         relative = size / (largest or 1.0)  # squares of weights as they come could overflow
-        spread, comparable = _spread(batch.scores, valid)
-        sums = torch.stack([relative.sum(), relative.square().sum(), valid.sum(), (comparable & (spread == 0)).sum(), comparable.sum()])
+        compared = valid.sum(-1) > 1  # [B]
+        flat_here = (compared & ~has_spread(batch.scores, valid)).sum()
+        sums = torch.stack([relative.sum(), relative.square().sum(), valid.sum(), flat_here, compared.sum()])
         first, second, count, flat, prompts = global_sum(sums).tolist()
         metrics = {"reward/zero_spread": flat / prompts} if prompts else {}
         if count:
@@ -59,8 +61,3 @@ class WeightClipping(RolloutCallback):
         for part in ("reference_part", "advantage_part"):
             if (logs := diagnostics.get(f"weights/{part}")) is not None:
                 log_histogram(trainer, f"weights/log10_{part}", logs[valid] / math.log(10), trainer.current_epoch)
-
-
-def _spread(scores: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-    """Largest minus smallest valid score of a prompt, and whether there are two to compare, ``[B]``."""
-    return scores.where(valid, -math.inf).amax(-1) - scores.where(valid, math.inf).amin(-1), valid.sum(-1) > 1

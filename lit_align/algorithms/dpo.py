@@ -9,7 +9,7 @@ from torch import Tensor
 from lit_align.algorithms.anchors import Anchor, Initial
 from lit_align.algorithms.base import OptimizerCallable, ScheduleCallable
 from lit_align.algorithms.pairing import BestVersusWorst, Pairing
-from lit_align.algorithms.parts import Link
+from lit_align.algorithms.parts import Link, require_price
 from lit_align.algorithms.preference import PreferenceModule
 from lit_align.functional.preference import alpha_divergence, dpo_loss, forward_kl, jensen_shannon, reverse_kl
 from lit_align.types import AlignmentBatch, Policy, UserError
@@ -59,6 +59,9 @@ class DPO(PreferenceModule):
         anchor: which policy is the reference.
         optimizer: makes the optimizer from the trained parameters.
         lr_schedule: makes the learning-rate schedule; it advances once per optimizer step.
+
+    Raises:
+        UserError: if ``beta`` is not positive, or ``nll`` negative.
     """
 
     def __init__(
@@ -74,6 +77,8 @@ class DPO(PreferenceModule):
         lr_schedule: ScheduleCallable | None = None,
     ) -> None:
         super().__init__(policy, pairing, label_smoothing, optimizer, lr_schedule, anchor)
+        require_price("beta", beta)
+        require_price("nll", nll, zero=True)
         self.beta, self.link, self.nll = beta, link, nll
 
     def value(self, batch: AlignmentBatch, logps: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lit_align.algorithms.anchors import Anchor, Initial
 from lit_align.algorithms.base import AlignmentModule, OptimizerCallable, ScheduleCallable
-from lit_align.algorithms.parts import Baseline, Normaliser, Surrogate
+from lit_align.algorithms.parts import Baseline, Normaliser, Surrogate, require_price
 from lit_align.algorithms.surrogates import OverlongPenalty, mean_per_response
 from lit_align.functional.advantages import comparable, group_standardised
 from lit_align.functional.divergences import kl_k3
@@ -36,6 +36,9 @@ class GRPO(AlignmentModule):
         anchor: which policy is the reference.
         optimizer: makes the optimizer from the trained parameters.
         lr_schedule: makes the learning-rate schedule; it advances once per optimizer step.
+
+    Raises:
+        UserError: if ``beta`` is negative.
     """
 
     def __init__(
@@ -51,6 +54,7 @@ class GRPO(AlignmentModule):
         lr_schedule: ScheduleCallable | None = None,
     ) -> None:
         super().__init__(policy, optimizer, lr_schedule, anchor)
+        require_price("beta", beta, zero=True)
         self.advantage, self.surrogate, self.normaliser = advantage, surrogate, normaliser
         self.beta, self.overlong = beta, overlong
 

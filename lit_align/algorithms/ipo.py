@@ -8,6 +8,7 @@ from torch import Tensor
 from lit_align.algorithms.anchors import Anchor, Initial
 from lit_align.algorithms.base import OptimizerCallable, ScheduleCallable
 from lit_align.algorithms.pairing import BestVersusWorst, Pairing
+from lit_align.algorithms.parts import require_price
 from lit_align.algorithms.preference import PreferenceModule
 from lit_align.functional.preference import ipo_loss
 from lit_align.types import Policy
@@ -29,6 +30,9 @@ class IPO(PreferenceModule):
         anchor: which policy is the reference.
         optimizer: makes the optimizer from the trained parameters.
         lr_schedule: makes the learning-rate schedule; it advances once per optimizer step.
+
+    Raises:
+        UserError: if ``beta`` is not positive.
     """
 
     def __init__(
@@ -42,6 +46,7 @@ class IPO(PreferenceModule):
         lr_schedule: ScheduleCallable | None = None,
     ) -> None:
         super().__init__(policy, pairing, label_smoothing, optimizer, lr_schedule, anchor)
+        require_price("beta", beta)
         self.beta = beta
 
     def pair_loss(self, margins: Tensor, labels: Tensor) -> Tensor:

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from lit_align.algorithms.base import AlignmentModule, OptimizerCallable, ScheduleCallable
+from lit_align.algorithms.baselines import smallest_group
 from lit_align.algorithms.parts import Selection
-from lit_align.functional.advantages import comparable
+from lit_align.functional.advantages import has_spread, require_siblings
 from lit_align.functional.logprobs import response_logps
 from lit_align.types import AlignmentBatch, Diagnostics, Needs, Policy, PolicyOutput
 
@@ -18,13 +19,15 @@ def best_of_group(scores: Tensor, valid: Tensor) -> Tensor:
 
     A prompt whose valid responses all score the same, or that has only one, teaches nothing and is left out.
 
+    Raises:
+        ValueError: at K = 1, where nothing is better than anything.
+
     >>> best_of_group(torch.tensor([[1.0, 3.0, 2.0], [1.0, 1.0, 1.0]]), torch.ones(2, 3, dtype=torch.bool)).tolist()
     [[False, True, False], [False, False, False]]
     """
-    highest = scores.where(valid, -torch.inf)
-    best = torch.zeros_like(valid).scatter(-1, highest.argmax(-1, keepdim=True), True)
-    differ = (highest.amax(-1, keepdim=True) > scores.where(valid, torch.inf).amin(-1, keepdim=True)) & comparable(valid)
-    return best & differ
+    require_siblings(scores, "best_of_group", "Above(threshold)")
+    best = scores.where(valid, -torch.inf).argmax(-1, keepdim=True)
+    return torch.zeros_like(valid).scatter(-1, best, has_spread(scores, valid).unsqueeze(-1))
 
 
 @final
@@ -69,7 +72,7 @@ class IterativeSFT(AlignmentModule):
     @property
     def needs(self) -> Needs:
         """Siblings, where the selection compares them."""
-        return Needs(responses=2 if self.select is best_of_group else 1)
+        return Needs(responses=smallest_group(self.select))
 
     def prepare(self, batch: AlignmentBatch) -> tuple[AlignmentBatch, Diagnostics]:
         """Only what was selected stays valid."""

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lit_align.algorithms.anchors import Anchor, Initial
 from lit_align.algorithms.base import AlignmentModule, OptimizerCallable, ScheduleCallable
+from lit_align.algorithms.parts import require_price
 from lit_align.functional.distributed import global_mean
 from lit_align.functional.logprobs import response_logps
 from lit_align.functional.preference import kto_loss
@@ -32,6 +33,9 @@ class KTO(AlignmentModule):
         anchor: which policy is the reference.
         optimizer: makes the optimizer from the trained parameters.
         lr_schedule: makes the learning-rate schedule; it advances once per optimizer step.
+
+    Raises:
+        UserError: if ``beta`` is not positive.
     """
 
     def __init__(
@@ -46,6 +50,7 @@ class KTO(AlignmentModule):
         lr_schedule: ScheduleCallable | None = None,
     ) -> None:
         super().__init__(policy, optimizer, lr_schedule, anchor)
+        require_price("beta", beta)
         self.beta, self.threshold, self.good_weight, self.bad_weight = beta, threshold, good_weight, bad_weight
 
     @property

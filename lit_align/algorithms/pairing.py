@@ -5,8 +5,10 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import final
 
+import torch
 from torch import Tensor
 
+from lit_align.functional.logprobs import full_precision
 from lit_align.functional.pairs import all_pairs_from_preferences, all_pairs_from_scores, best_versus_worst, bradley_terry, same_tokens
 from lit_align.types import AlignmentBatch
 
@@ -31,11 +33,10 @@ class Pairing(ABC):
         """P(i should beat j) of each pair, NaN where there is none, ``[B, K, K]``. Two responses of the same tokens are no pair,
         whatever the annotator thought."""
         chosen = self.choose(batch) & ~same_tokens(batch.response_tokens, batch.response_mask)
-        sure = bradley_terry(batch.scores)
-        if self.soft and batch.preferences is not None:
-            sure = batch.preferences
-        elif not self.soft:
-            sure = sure.new_ones(()).expand_as(sure)
+        if not self.soft:
+            sure = torch.ones_like(chosen, dtype=full_precision(batch.scores).dtype)
+        else:
+            sure = bradley_terry(batch.scores) if batch.preferences is None else batch.preferences
         return sure.where(chosen, math.nan)
 
 

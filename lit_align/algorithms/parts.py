@@ -5,6 +5,19 @@ from typing import Any
 
 from torch import Tensor
 
+from lit_align.types import UserError
+
+
+def require_price(name: str, value: float, *, zero: bool = False) -> None:
+    """Refuse a number that would turn an objective round, or divide by zero.
+
+    Raises:
+        UserError: if it is negative, not a number, or 0 where ``zero`` does not allow it.
+    """
+    if not (value > 0 or (zero and value == 0)):
+        raise UserError(f"{name} should be a number {'of at least' if zero else 'above'} 0, got {value}. Correct model.init_args.{name}.")
+
+
 Made = Any
 """A tensor. Of a ``Callable`` that says so, jsonargparse would take subclasses of ``Tensor``, and no object with a ``__call__``."""
 

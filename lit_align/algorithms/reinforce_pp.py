@@ -9,12 +9,12 @@ from torch import Tensor
 from lit_align.algorithms.anchors import Anchor, Initial
 from lit_align.algorithms.base import AlignmentModule, OptimizerCallable, ScheduleCallable
 from lit_align.algorithms.baselines import smallest_group
-from lit_align.algorithms.parts import Baseline, Surrogate
+from lit_align.algorithms.parts import Baseline, Surrogate, require_price
 from lit_align.algorithms.surrogates import mean_per_response, token_mean
 from lit_align.functional.advantages import comparable
 from lit_align.functional.distributed import global_mean, global_std
 from lit_align.functional.policy_gradient import clipped_surrogate, kl_to_go
-from lit_align.types import AlignmentBatch, Diagnostics, Needs, Policy, PolicyOutput, UserError
+from lit_align.types import AlignmentBatch, Diagnostics, Needs, Policy, PolicyOutput
 
 
 @final
@@ -51,8 +51,7 @@ class ReinforcePP(AlignmentModule):
         lr_schedule: ScheduleCallable | None = None,
     ) -> None:
         super().__init__(policy, optimizer, lr_schedule, anchor)
-        if beta < 0:
-            raise UserError(f"beta is a price and can't be negative, got {beta}.")
+        require_price("beta", beta, zero=True)
         self.beta, self.baseline, self.whiten, self.surrogate = beta, baseline, whiten, surrogate
 
     @property

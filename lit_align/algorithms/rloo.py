@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lit_align.algorithms.anchors import Anchor, Initial
 from lit_align.algorithms.base import AlignmentModule, OptimizerCallable, ScheduleCallable
+from lit_align.algorithms.parts import require_price
 from lit_align.functional.advantages import comparable, leave_one_out
 from lit_align.functional.logprobs import response_logps
 from lit_align.types import AlignmentBatch, Diagnostics, Needs, Policy, PolicyOutput
@@ -28,6 +29,9 @@ class RLOO(AlignmentModule):
         anchor: which policy is the reference.
         optimizer: makes the optimizer from the trained parameters.
         lr_schedule: makes the learning-rate schedule; it advances once per optimizer step.
+
+    Raises:
+        UserError: if ``beta`` is negative.
     """
 
     def __init__(
@@ -39,6 +43,7 @@ class RLOO(AlignmentModule):
         lr_schedule: ScheduleCallable | None = None,
     ) -> None:
         super().__init__(policy, optimizer, lr_schedule, anchor)
+        require_price("beta", beta, zero=True)
         self.beta = beta
 
     @property

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from lit_align.algorithms.base import OptimizerCallable, ScheduleCallable
 from lit_align.algorithms.pairing import BestVersusWorst, Pairing
+from lit_align.algorithms.parts import require_price
 from lit_align.algorithms.preference import PreferenceModule
 from lit_align.functional.preference import simpo_loss
 from lit_align.types import AlignmentBatch, Needs, Policy
@@ -28,6 +29,9 @@ class SimPO(PreferenceModule):
         label_smoothing: the chance that a label is wrong.
         optimizer: makes the optimizer from the trained parameters.
         lr_schedule: makes the learning-rate schedule; it advances once per optimizer step.
+
+    Raises:
+        UserError: if ``beta`` is not positive.
     """
 
     def __init__(
@@ -41,6 +45,7 @@ class SimPO(PreferenceModule):
         lr_schedule: ScheduleCallable | None = None,
     ) -> None:
         super().__init__(policy, pairing, label_smoothing, optimizer, lr_schedule)
+        require_price("beta", beta)
         self.beta, self.gamma = beta, gamma
 
     @property

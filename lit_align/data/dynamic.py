@@ -3,20 +3,10 @@
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
 
+from lit_align.functional.advantages import has_spread
 from lit_align.functional.distributed import global_sum
 from lit_align.types import Annotation, EncodedPrompt
-
-
-def has_spread(scores: Tensor, valid: Tensor) -> Tensor:
-    """Whether at least two valid scores of a prompt differ; ``[B, K]`` twice to bool ``[B]``.
-
-    >>> valid = torch.tensor([[True, True], [True, True], [True, False]])
-    >>> has_spread(torch.tensor([[1.0, 2.0], [1.0, 1.0], [1.0, 0.0]]), valid)
-    tensor([ True, False, False])
-    """
-    return scores.where(valid, -torch.inf).amax(-1) > scores.where(valid, torch.inf).amin(-1)
 
 
 def groups_with_spread(

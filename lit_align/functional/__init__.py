@@ -1,6 +1,6 @@
 """The mathematics: tensors in, tensors out. Nothing here knows of models, data or Lightning, and imports torch only."""
 
-from lit_align.functional.advantages import comparable, group_centred, group_standardised, leave_one_out, within_group_variance
+from lit_align.functional.advantages import comparable, group_centred, group_standardised, has_spread, leave_one_out, within_group_variance
 from lit_align.functional.dar import (
     centred_weights,
     dar_group_weights,
@@ -66,6 +66,7 @@ __all__ = [
     "global_sum",
     "group_centred",
     "group_standardised",
+    "has_spread",
     "ipo_loss",
     "is_clipped",
     "jensen_shannon",

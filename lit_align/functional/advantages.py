@@ -36,6 +36,23 @@ def comparable(valid: Tensor) -> Tensor:
     return valid & (valid.sum(-1, keepdim=True) >= 2)
 
 
+def has_spread(scores: Tensor, valid: Tensor) -> Tensor:
+    """Whether at least two valid scores of a prompt differ: without that, its responses can't be told apart.
+
+    Args:
+        scores: anything where not valid, ``[B, K]``.
+        valid: bool, ``[B, K]``.
+
+    Returns:
+        bool, ``[B]``.
+
+    >>> valid = torch.tensor([[True, True], [True, True], [True, False]])
+    >>> has_spread(torch.tensor([[1.0, 2.0], [1.0, 1.0], [1.0, 0.0]]), valid)
+    tensor([ True, False, False])
+    """
+    return scores.where(valid, -torch.inf).amax(-1) > scores.where(valid, torch.inf).amin(-1)
+
+
 def group_centred(scores: Tensor, valid: Tensor | None = None) -> Tensor:
     r"""How much better than the average response to the same prompt, the response itself included in the average.
 

@@ -7,7 +7,7 @@ pair: a coin flip is no label.
 import torch
 from torch import Tensor
 
-from lit_align.functional.advantages import require_siblings
+from lit_align.functional.advantages import has_spread, require_siblings
 from lit_align.functional.logprobs import full_precision
 
 
@@ -30,7 +30,7 @@ def best_versus_worst(scores: Tensor, valid: Tensor) -> Tensor:
     require_siblings(scores, "best_versus_worst", "an algorithm that needs no pairs, such as DAR or KTO")
     best = scores.where(valid, -torch.inf).argmax(-1, keepdim=True)  # [B, 1]
     worst = scores.where(valid, torch.inf).argmin(-1, keepdim=True)
-    differ = (scores.gather(-1, best) > scores.gather(-1, worst)) & (valid.sum(-1, keepdim=True) >= 2)
+    differ = has_spread(scores, valid).unsqueeze(-1)
     first = torch.zeros_like(valid).scatter(-1, best, differ)
     second = torch.zeros_like(valid).scatter(-1, worst, differ)
     return first.unsqueeze(-1) & second.unsqueeze(-2)

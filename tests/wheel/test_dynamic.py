@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from lit_align.data import ListPrompts
-from lit_align.data.dynamic import groups_with_spread, has_spread
+from lit_align.data.dynamic import groups_with_spread
+from lit_align.functional import has_spread
 from lit_align.types import Annotation, EncodedPrompt, Prompt, RolloutCallback, UserError
 from tests.tiny import PROMPTS
 from tests.wheel.harness import Fit, Killed, Scores, differing, fit
