@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-CORE = {"functional", "types", "models"}
+CORE = {"functional", "types", "models", "metering"}
 GROUPS = {"generation", "annotators", "data", "algorithms", "evaluation"}
 
 # Layer -> what of ours it may import besides itself. The layer "" is lit_align/__init__.py.
@@ -17,6 +17,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "": set(),
     "functional": set(),
     "types": set(),
+    "metering": set(),
     "models": {"functional", "types"},
     **dict.fromkeys(GROUPS, CORE),
     "quickstart": CORE | GROUPS,
