@@ -42,10 +42,7 @@ def agree(arguments: Sequence[str]) -> None:
         UserError: if a file, a column or a label is not what it should be, or no pair has both labels.
     """
     options = agree_parser().parse_args(list(arguments))
-    if (options.ai is None) == (not options.config):
-        raise UserError("Expected one judge: --ai COLUMN for verdicts that the file has, or --config FILE for an annotator to ask.")
-    if options.ai_swapped is not None and options.ai is None:
-        raise UserError("--ai_swapped is the second column of a judge in --ai; an annotator is asked in both orders if it compares.")
+    _check(options)
     task = _Task(options)
     name, pairs = task.judged(options.ai, options.config, options.ai_swapped)
     found: dict[str, Any] = {"data": options.data, "human": options.human} | task.report(name, pairs)
@@ -70,7 +67,7 @@ def agree_parser(add_help: bool = True) -> argparse.ArgumentParser:
         "lit-align agree", description="Say how far a judge agrees with people about pairs of responses.", add_help=add_help
     )
     parser.add_argument("data", help="labelled pairs, JSONL or Parquet: one row per pair")
-    parser.add_argument("--human", required=True, metavar="COLUMN", help="people's label, or a list of their votes; dots lead inside")
+    parser.add_argument("--human", metavar="COLUMN", help="people's label, or a list of their votes; without it, chosen and rejected")
     parser.add_argument("--ai", metavar="COLUMN", help="the judge's label in the file, or a list of two: in both orders")
     parser.add_argument("--ai_swapped", metavar="COLUMN", help="its label with the second response shown first")
     parser.add_argument("--soft", action="store_true", help="the judge's labels are probabilities that the first response is better")
@@ -101,6 +98,17 @@ def agree_parser(add_help: bool = True) -> argparse.ArgumentParser:
     return parser
 
 
+def _check(options: argparse.Namespace) -> None:
+    """Refuse what contradicts itself."""
+    if (options.ai is None) == (not options.config):
+        raise UserError("Expected one judge: --ai COLUMN for verdicts that the file has, or --config FILE for an annotator to ask.")
+    if options.ai_swapped is not None and options.ai is None:
+        raise UserError("--ai_swapped is the second column of a judge in --ai; an annotator is asked in both orders if it compares.")
+    columns = [column for column in (options.ai, options.against) if column is not None and not column.endswith(YAML)]
+    if columns and options.human is None:
+        raise UserError(f"The labels of {columns[0]!r} are compared with people's: name the column of those with --human.")
+
+
 @final
 class _Task:
     """The labelled file, and how to put a judge's verdicts beside its labels."""
@@ -109,9 +117,11 @@ class _Task:
         self.options = options
         self.labels = Labels(*(tuple(getattr(options, name)) for name in ("first", "second", "tie", "none")))
         self.file = LabelledFile(options.data, options.prompt_field, options.messages_field, options.max_pairs)
-        self.votes = self.file.votes(options.human, self.labels)
         self.subsets = self.file.subsets(options.subset) if options.subset else ()
-        self.responses = self.file.responses(options.responses)
+        if options.human is None:
+            self.votes, self.responses = self.file.preferred()
+        else:
+            self.votes, self.responses = self.file.votes(options.human, self.labels), self.file.responses(options.responses)
 
     def judged(self, column: str | None, files: Sequence[str], swapped: str | None) -> tuple[str, LabelledPairs]:
         """A judge's name, and the pairs with its verdicts."""
@@ -127,9 +137,7 @@ class _Task:
             subsets=self.subsets,
         )
         if not ((pairs.human >= 0) & (pairs.ai >= 0)).any():
-            raise UserError(
-                f"{self.options.data}: of {len(self.votes)} pairs, none has both a label in {self.options.human!r} and a verdict of {name}."
-            )
+            raise UserError(f"{self.options.data}: of {len(self.votes)} pairs, none has both a label of people and a verdict of {name}.")
         return name, pairs
 
     def report(self, name: str, pairs: LabelledPairs) -> dict[str, Any]:

@@ -108,6 +108,30 @@ class LabelledFile:
                     counts[row, choice] += 1
         return counts
 
+    def preferred(self) -> tuple[Tensor, list[tuple[str, str]]]:
+        """Votes and texts of rows that hold a better and a worse answer instead of a label, such as ``chosen`` and ``rejected``.
+
+        About every second row, chosen by its prompt's id, has the better one second: kappa is about whom one chooses, and says nothing
+        where that is always the first.
+
+        Raises:
+            UserError: if a row does not hold two such answers.
+        """
+        votes, texts = torch.zeros(len(self.prompts), 3, dtype=torch.long), []
+        for row, prompt in enumerate(self.prompts):
+            ranked = [(answer.content, answer.score) for answer in prompt.answers if isinstance(answer.content, str)]
+            gap = [score for _, score in ranked if score is not None]
+            if len(prompt.answers) != 2 or len(gap) != 2:
+                raise UserError(
+                    f"{self.path}, row {row} (counted from 0): without --human, expected a better and a worse answer, such as 'chosen' and "
+                    f"'rejected', but found {listed(prompt.meta)}. Name the column of people's labels with --human."
+                )
+            turn = -1 if prompt.id % 2 else 1
+            first, second = (text for text, _ in ranked[::turn])
+            texts.append((first, second))
+            votes[row, TIE - turn * ((gap[0] > gap[1]) - (gap[0] < gap[1]))] = 1
+        return votes, texts
+
     def verdicts(self, column: str, swapped: str | None, labels: Labels, *, soft: bool) -> Verdicts:
         """Of a judge: labels, or probabilities that the first is better if ``soft``; both orders where ``swapped`` is a column or every
         value is a list of two. In both orders a label or probability is about the same response.
@@ -164,7 +188,7 @@ class LabelledFile:
         for row, prompt in enumerate(self.prompts):
             value = _inside(prompt.meta, column)
             if value is not NOTHING:
-                found = True
+                found = found or value != [] or column in prompt.meta  # no votes have no winner, whatever it is called
                 yield row, value, f"{self.path}, row {row} (counted from 0), {column!r}"
         if not found:
             raise UserError(f"{self.path}: no row has the column {column!r} of --{option}. {self._nearest(column)}")
@@ -173,6 +197,7 @@ class LabelledFile:
         inside, path = self.prompts[0].meta, ""
         for i, letter in enumerate(column):
             head = _inside(self.prompts[0].meta, column[:i]) if letter == "." else NOTHING
+            head = head[0] if is_list(head) and head else head
             if isinstance(head, Mapping):
                 inside, path = head, column[: i + 1]
         names = [path + str(name) for name in inside]
