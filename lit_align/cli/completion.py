@@ -8,7 +8,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 
 from lit_align.cli import COMMANDS, TRAINER_COMMANDS
-from lit_align.cli.agree import agree_parser
+from lit_align.cli.agree_options import agree_parser
 from lit_align.cli.export import export_parser
 from lit_align.cli.names import classes_in, options_of, parameters_of, public_name, subclasses
 from lit_align.cli.trainer import AlignmentCLI, accept_final_classes, add_parts

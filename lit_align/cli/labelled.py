@@ -1,19 +1,19 @@
-"""A file of labelled pairs: which columns hold what, and what a label means."""
+"""A file of labelled pairs: which columns hold what."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
 from typing import Any, final
 
 import torch
 from torch import Tensor
 
+from lit_align.cli.labels import Labels
 from lit_align.cli.settings import did_you_mean
 from lit_align.data import JsonlPrompts, ParquetPrompts
 from lit_align.data.columns import listed
 from lit_align.data.messages import is_list, shown
 from lit_align.evaluation.agreement.judging import Verdicts
-from lit_align.evaluation.agreement.pairs import FIRST, SECOND, TIE
+from lit_align.evaluation.agreement.pairs import TIE
 from lit_align.types import Prompt, UserError
 
 RESPONSES = (
@@ -26,50 +26,6 @@ RESPONSES = (
 """Names under which the two responses are found by themselves."""
 
 NOTHING = object()  # a column that a row does not have
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class Labels:
-    """Which labels mean that the first response is better, that the second is, that they tie, and that there is no verdict. Upper and
-    lower case are the same, and so are a number and its text; null is always no verdict.
-
-    Raises:
-        UserError: if a label has two meanings.
-    """
-
-    first: tuple[str, ...] = ("1", "a", "model_a", "first")
-    second: tuple[str, ...] = ("2", "b", "model_b", "second")
-    tie: tuple[str, ...] = ("tie", "tie (inconsistent)")
-    none: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        meaning: dict[str, str] = {}
-        for option in fields(self):
-            for label in getattr(self, option.name):
-                other = meaning.setdefault(_plain(label), option.name)
-                if other != option.name:
-                    raise UserError(
-                        f"The label {label!r} would mean both {other} and {option.name}. Give --{other} and --{option.name} lists "
-                        "of their own; what is given takes the place of what is usual."
-                    )
-
-    def choice(self, label: object, where: str) -> int | None:
-        """FIRST, TIE or SECOND; None where there is no verdict.
-
-        Raises:
-            UserError: if nobody said what the label means.
-        """
-        if label is None or (isinstance(label, float) and math.isnan(label)):
-            return None
-        for names, choice in ((self.first, FIRST), (self.second, SECOND), (self.tie, TIE), (self.none, None)):
-            if _plain(label) in map(_plain, names):
-                return choice
-        known = "; ".join(f"{option.name}: {', '.join(getattr(self, option.name)) or 'null'}" for option in fields(self))
-        raise UserError(
-            f"{where}: nobody said what the label {shown(label)} means. Known are {known}. Say it with --first, --second, --tie or, if it "
-            "is no verdict, --none."
-        )
 
 
 @final
@@ -222,10 +178,6 @@ def _inside(value: object, path: str) -> Any:
     heads = [path[:i] for i, letter in enumerate(path) if letter == "." and path[:i] in value]
     inside = [_inside(value[head], path[len(head) + 1 :]) for head in heads]
     return next((one for one in inside if one is not NOTHING), NOTHING)
-
-
-def _plain(label: object) -> str:
-    return (f"{label:g}" if isinstance(label, float) else str(label)).strip().lower()
 
 
 def _certainty(choice: int | None) -> float:

@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from lit_align.cli import main
-from lit_align.cli.labelled import LabelledFile, Labels
+from lit_align.cli.labelled import LabelledFile
+from lit_align.cli.labels import Labels
 from lit_align.evaluation.agreement import AgreementReport
 from tests.annotators.worlds import PAIRWISE, make_tokenizer, write_judge
 
