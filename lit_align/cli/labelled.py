@@ -158,6 +158,8 @@ class LabelledFile:
                 inside, path = head, column[: i + 1]
         names = [path + str(name) for name in inside]
         shown_names = names if len(names) <= 20 else [*names[:20], f"... ({len(names)} in all)"]
+        if not names:
+            return "There are no others than the prompt's."
         return f"There are: {', '.join(shown_names)}.{did_you_mean(column, names)}"
 
 
