@@ -150,6 +150,7 @@ class Annotation(TensorRecord):
     scores: Tensor = axes("BK")  # float32
     valid: Tensor = axes("BK")  # bool
     preferences: Tensor | None = axes("BKK", default=None)  # P(i beats j); NaN where not asked and on the diagonal
+    seen_first: Tensor | None = axes("BKK", default=None)  # the same as said with i shown before j; not kept in the journal
     mass: Tensor | None = axes("BK", default=None)  # probability that a judge's model gave to the verdicts it could choose from
     annotator_version: int = 0
 

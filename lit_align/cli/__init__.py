@@ -11,7 +11,7 @@ from difflib import get_close_matches
 from lit_align import __version__
 
 TRAINER_COMMANDS = ("fit", "validate", "test", "predict")
-COMMANDS = (*TRAINER_COMMANDS, "check", "export", "quickstart", "completion")
+COMMANDS = (*TRAINER_COMMANDS, "check", "agree", "export", "quickstart", "completion")
 HELP = """\
 usage: lit-align COMMAND [--config FILE ...] [--KEY VALUE ...]
 
@@ -20,6 +20,7 @@ usage: lit-align COMMAND [--config FILE ...] [--KEY VALUE ...]
   test         the same, for the final number
   predict      write answers to held-out prompts as JSONL
   check        try everything that fit would do, once, on one micro-batch; takes the arguments of fit
+  agree        how far a judge agrees with people: lit-align agree pairs.jsonl --human votes --ai gpt4
   export       write a run's policy as a Hugging Face folder: lit-align export runs/first
   quickstart   a whole run on an embedded world, in minutes on a laptop
   completion   print a script by which bash or zsh completes commands, options and values
@@ -64,6 +65,10 @@ def _run(command: str, options: list[str]) -> None:
         from lit_align.cli.export import export
 
         return export(options)
+    if command == "agree":
+        from lit_align.cli.agree import agree
+
+        return agree(options)
     if command == "completion":
         from lit_align.cli.completion import completion
 

@@ -75,7 +75,7 @@ def win_rate(
     credit, pairs = credit.sum(-1)[pairs > 0], pairs[pairs > 0].double()  # [prompts]
     value = float(credit.sum() / n)
     if bool((credit / pairs == credit[0] / pairs[0]).all()):
-        low, high = _wilson(value, len(pairs), level)
+        low, high = wilson(value, len(pairs), level)
     else:
         low, high = _bootstrap(credit, pairs, level, resamples, seed)
     return WinRate(value=value, low=low, high=high, ties=int(ties.sum()) / n, n=n)
@@ -115,7 +115,7 @@ def _bootstrap(credit: Tensor, pairs: Tensor, level: float, resamples: int, seed
     return low, high
 
 
-def _wilson(value: float, n: int, level: float) -> tuple[float, float]:
+def wilson(value: float, n: int, level: float) -> tuple[float, float]:
     """The rates that would not make a mean of ``value`` over ``n`` independent prompts surprising (Wilson, 1927)."""
     z2 = 2 * float(torch.erfinv(torch.tensor(level, dtype=torch.float64))) ** 2
     centre = (value + z2 / (2 * n)) / (1 + z2 / n)

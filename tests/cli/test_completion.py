@@ -45,6 +45,7 @@ def complete(tmp_path_factory: pytest.TempPathFactory) -> Complete:
         (["fit", "--trainer.precision", "bf16-m"], ["bf16-mixed"]),
         (["fit", "--model", "lit_align.algorithms.SF"], ["lit_align.algorithms.SFT"]),
         (["fit", "--config", "config"], ["configs"]),
+        (["agree", "pairs.jsonl", "--hum"], ["--human"]),
         (["export", "--o"], ["--output"]),
         (["quickstart", "--see"], ["--seed"]),
         (["completion", ""], ["bash", "zsh"]),
