@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import final
 
 import torch
@@ -104,7 +105,7 @@ def by_length(
     which = torch.bucketize(ratios, torch.tensor(EDGES, dtype=torch.float64))
     ends = [0.0, *EDGES, math.inf]
     found = []
-    for i, (above, below) in enumerate(zip(ends, ends[1:], strict=False)):
+    for i, (above, below) in enumerate(pairwise(ends)):
         rate = verdict_rate(verdicts[which == i], prompts[which == i], level=level, resamples=resamples, seed=seed)
         found.append(LengthBin(above, below, rate))
     return found

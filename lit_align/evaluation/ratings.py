@@ -37,8 +37,9 @@ def bradley_terry(
 
     .. math:: P(i \text{ beats } j) = \sigma(r_i - r_j), \qquad \sum_i r_i = 0
 
-    by maximum likelihood, with half a win added each way to every two players that met: else one that always wins would be infinitely good. Of
-    two players the difference is exactly the log-odds of wins with that half. A tie is half a win for both, a soft verdict a share.
+    by maximum likelihood, with half a win added each way to every two players that met: else one that always wins would be infinitely
+    good. Of two players the difference is exactly the log-odds of wins with that half. A tie is half a win for both, a soft verdict a
+    share.
     Source: Rank analysis of incomplete block designs, Bradley and Terry, 1952.
 
     **Interval.** Percentiles of a bootstrap over prompts. A player's rating that is the same in every resample (nothing but wins) is
