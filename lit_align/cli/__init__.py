@@ -11,7 +11,7 @@ from difflib import get_close_matches
 from lit_align import __version__
 
 TRAINER_COMMANDS = ("fit", "validate", "test", "predict")
-COMMANDS = (*TRAINER_COMMANDS, "check", "export", "judge", "quickstart", "completion")
+COMMANDS = (*TRAINER_COMMANDS, "check", "export", "judge", "mtbench", "plot", "quickstart", "completion")
 HELP = """\
 usage: lit-align COMMAND [--config FILE ...] [--KEY VALUE ...]
 
@@ -21,7 +21,9 @@ usage: lit-align COMMAND [--config FILE ...] [--KEY VALUE ...]
   predict      write answers to held-out prompts as JSONL
   check        try everything that fit would do, once, on one micro-batch; takes the arguments of fit
   export       write a run's policy as a Hugging Face folder: lit-align export runs/first
-  judge        compare answers of models, runs, files or datasets: lit-align judge runs/a runs/b --config judge.yaml
+  judge        compare answers of runs, models, files, datasets: lit-align judge runs/a runs/b --config judge.yaml
+  mtbench      have two-turn conversations graded from 1 to 10
+  plot         draw score against the root of KL: lit-align plot runs/a runs/b
   quickstart   a whole run on an embedded world, in minutes on a laptop
   completion   print a script by which bash or zsh completes commands, options and values
 
@@ -69,6 +71,14 @@ def _run(command: str, options: list[str]) -> None:
         from lit_align.cli.judge import judge
 
         return judge(options)
+    if command == "mtbench":
+        from lit_align.cli.mtbench import mtbench
+
+        return mtbench(options)
+    if command == "plot":
+        from lit_align.cli.plot import plot
+
+        return plot(options)
     if command == "completion":
         from lit_align.cli.completion import completion
 

@@ -9,7 +9,7 @@ import torch
 from lit_align.cli.parts import read_parts
 from lit_align.cli.runs import refuse_existing
 from lit_align.cli.sampling import add_sampling_options, sampling_of
-from lit_align.cli.sources import content_of, file_of, generated_answers, prompts_for, stored_answers, write_rows
+from lit_align.cli.sources import content_of, file_of, generated_answers, prompts_for, slug, stored_answers, write_rows
 from lit_align.evaluation.answers import Answers, Matches, matched
 from lit_align.evaluation.judging import Verdicts, judged
 from lit_align.evaluation.report import reported
@@ -82,7 +82,7 @@ def _generated(models: Sequence[str], options: argparse.Namespace, sampler: Samp
     sampling, found = sampling_of(options, sampler, options.sources), {}
     prompts = prompts_for(options.prompts, options.chat, options.sources)
     for source in models:
-        file = options.output / "samples" / f"{_slug(source)}.jsonl"
+        file = options.output / "samples" / f"{slug(source)}.jsonl"
         found[source] = generated_answers(source, prompts, options.responses, sampling, file)
     return found
 
@@ -107,8 +107,3 @@ def _rows(matches: Matches, verdicts: Verdicts) -> list[dict[str, object]]:
         said = dict(zip(matches.names, texts, strict=True))
         rows.append({"prompt": content_of(prompt), "answers": said, "wins": [[None if p != p else p for p in row] for row in wins]})
     return rows
-
-
-def _slug(source: str) -> str:
-    """A file's name of a source's."""
-    return "".join(letter if letter.isalnum() or letter in "-._" else "-" for letter in source.strip("./"))

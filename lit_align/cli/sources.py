@@ -79,6 +79,11 @@ def content_of(prompt: Prompt) -> str | list[dict[str, str]]:
     return prompt.content if isinstance(prompt.content, str) else [dict(message) for message in prompt.content]
 
 
+def slug(source: str) -> str:
+    """A file's name of a source's."""
+    return "".join(letter if letter.isalnum() or letter in "-._" else "-" for letter in source.strip("./"))
+
+
 def _responses(prompt: Prompt, path: str) -> tuple[str, ...]:
     found = prompt.meta.get("responses", [prompt.meta.get("response")])
     if not isinstance(found, list) or not found or not all(isinstance(text, str) for text in found):

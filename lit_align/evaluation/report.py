@@ -45,27 +45,17 @@ class Report:
     @property
     def json(self) -> str:
         """Every number, by name; a bin without an upper end has null."""
-        return json.dumps(_finite(asdict(self)), indent=2, ensure_ascii=False) + "\n"
+        return json.dumps(without_infinities(asdict(self)), indent=2, ensure_ascii=False) + "\n"
 
     @property
     def markdown(self) -> str:
         """A page."""
-        lines = [f"Judge: {self.judge}, {self.prompts} prompts.", *self._warning()]
+        lines = [f"Judge: {self.judge}, {self.prompts} prompts.", *judge_warning(self.trained_for_judge)]
         if self.ratings:
             lines += ["", *self._rating_table(), "", *self._pair_table()]
         else:
             lines += ["", *_comparison_table(self.comparisons[0], self.level)]
         return "\n".join(lines) + "\n"
-
-    def _warning(self) -> list[str]:
-        if not self.trained_for_judge:
-            return []
-        who = ", ".join(self.trained_for_judge)
-        return [
-            "",
-            f"This judge is the annotator that {who} was trained for. The numbers say how well the policy learned what this judge likes, "
-            "its mistakes included, and not how good the answers are. Judge with another one.",
-        ]
 
     def _rating_table(self) -> list[str]:
         best = sorted(self.ratings.items(), key=lambda entry: -entry[1].value)
@@ -124,6 +114,17 @@ def reported(
     return Report(judge, soft, prompts, level, comparisons, ratings, [*trained_for_judge])
 
 
+def judge_warning(names: Sequence[str]) -> list[str]:
+    """Lines that say that these sides were trained by the judge's own labels; none where no one was."""
+    if not names:
+        return []
+    return [
+        "",
+        f"This judge is the annotator that {', '.join(names)} was trained for. The numbers say how well the policy learned what this judge "
+        "likes, its mistakes included, and not how good the answers are. Judge with another one.",
+    ]
+
+
 def table(rows: Sequence[Sequence[str]]) -> list[str]:
     """Lines of a Markdown table, columns aligned; the first row is the head."""
     cells = [[cell.replace("|", "\\|") for cell in row] for row in rows]
@@ -158,10 +159,10 @@ def _rate(rate: WinRate | LengthControlled) -> tuple[str, str]:
     return f"{rate.value:.1%}", f"{rate.low:.1%} to {rate.high:.1%}"
 
 
-def _finite(value: Any) -> Any:
-    """JSON has no infinity and no NaN."""
+def without_infinities(value: Any) -> Any:
+    """The same with None for what JSON has no number for."""
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: without_infinities(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [without_infinities(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
