@@ -16,9 +16,9 @@ from transformers.utils import logging as transformers_logging
 from lit_align.annotators import RewardModelAnnotator
 from lit_align.cli.agree_options import YAML, agree_options
 from lit_align.cli.agree_table import comparison_lines, report_lines
-from lit_align.cli.annotators import load_annotator
 from lit_align.cli.labelled import LabelledFile
 from lit_align.cli.labels import Labels
+from lit_align.cli.parts import read_parts
 from lit_align.evaluation.agreement import (
     AgreementReport,
     LabelledPairs,
@@ -93,7 +93,7 @@ class _Task:
                 f"{self.options.data}: an annotator reads the two responses, but no columns with usual names hold them. Name them with "
                 f"--responses. There are: {self.file.columns()}."
             )
-        annotator = load_annotator(files)
+        annotator = read_parts(files).judge
         index = self.votes.any(-1).nonzero().flatten().tolist()
         annotator.setup(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
         try:

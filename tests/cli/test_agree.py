@@ -253,7 +253,7 @@ def test_labels_are_compared_as_texts_without_case() -> None:
         (["--human=votes.winner", "--ai=ai.m.1/x", "--ai_swapped=ai.m.1/x.0"], "or two, one for each order, but found"),
         (["--human=votes.winner", "--config=scorin.yaml"], "There is no config file scorin.yaml"),
         (["--human=votes.winner", "--config={data: {init_args: {anotator: x}}}"], "Did you mean 'annotator'?"),
-        (["--human=votes.winner", "--config={}"], "expected an annotator at data.init_args.annotator, as the files in configs/annotator/"),
+        (["--human=votes.winner", "--config={}"], "Expected a judge, data.init_args.annotator, in a config file"),
         (["--human=votes.winner", "--ai=ai.m.1/x", "--prompt_field=question"], "expected a text in 'question'"),
     ],
 )

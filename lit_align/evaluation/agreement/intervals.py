@@ -6,7 +6,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-RESAMPLES_AT_ONCE = 100  # bounds memory; the draws are the same for any value
+from lit_align.evaluation.bootstrap import draws
 
 
 @final
@@ -38,12 +38,8 @@ def resampled_sums(features: Tensor, prompts: Tensor, *, resamples: int = 2000, 
     """
     names, of = prompts.unique(return_inverse=True)
     sums = torch.zeros(len(names), features.shape[1], dtype=torch.float64).index_add(0, of, features.double())  # [prompts, F]
-    generator, rows = torch.Generator().manual_seed(seed), [sums.sum(0, keepdim=True)]
-    for start in range(0, resamples if len(names) else 0, RESAMPLES_AT_ONCE):
-        size = (min(RESAMPLES_AT_ONCE, resamples - start), len(names))
-        drawn = torch.randint(len(names), size, generator=generator)
-        times = torch.zeros(size, dtype=torch.float64).scatter_add(1, drawn, torch.ones(size, dtype=torch.float64))
-        rows.append(times @ sums)
+    rows = [sums.sum(0, keepdim=True)]
+    rows += [times @ sums for times in draws(len(names), resamples=resamples if len(names) else 0, seed=seed)]
     return torch.cat(rows)
 
 
