@@ -89,8 +89,9 @@ class KLMonitor(RolloutCallback):
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: AlignmentBatch, batch_idx: int) -> None:
         """Add up how far this micro-batch has moved."""
         if batch.sampling_logps is not None:
-            moved = (batch.sampling_response_logps - outputs["logps"]).where(batch.used, 0.0).sum()
-            here = torch.stack([moved, batch.used.sum().to(moved.dtype)])
+            drawn = batch.used & batch.sampled.unsqueeze(-1)
+            moved = (batch.sampling_response_logps - outputs["logps"]).where(drawn, 0.0).sum()
+            here = torch.stack([moved, drawn.sum().to(moved.dtype)])
             self._moved = here if self._moved is None else self._moved + here
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

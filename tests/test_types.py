@@ -232,7 +232,7 @@ class Stub(Policy):
         self.frozen.eval()
         self.frozen[1].train()
 
-    def forward(self, batch) -> PolicyOutput:
+    def forward(self, batch, vocabulary=False) -> PolicyOutput:
         raise NotImplementedError
 
     def next_token_logits(self, tokens, mask, cache=None):
