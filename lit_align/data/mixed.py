@@ -15,7 +15,7 @@ from lit_align.data.packing import FixedRow, encoded, packed
 from lit_align.data.pool import LongPrompts
 from lit_align.data.preferences import given_answers
 from lit_align.data.routes import Routes, uniforms
-from lit_align.data.sampling import SamplingDataModule
+from lit_align.data.sampling import Chunks, SamplingDataModule
 from lit_align.functional.distributed import global_sum
 from lit_align.types import (
     AlignmentBatch,
@@ -151,7 +151,7 @@ class MixedDataModule(SamplingDataModule):
         prepare the whole."""
         sources = self.routes.sources(self.seed, number, prompts)
         judged, own = ([i for i, found in enumerate(sources) if found == wanted] for wanted in (Source.FRESH_ANNOTATED, Source.FRESH_SELF))
-        fresh, chunks, said = [*judged, *own], list[tuple[Rollouts, Annotation]](), None
+        fresh, chunks, said = [*judged, *own], Chunks(), None
         stream, device = Stream(self.seed, "train", number), self._trainer.strategy.root_device
         self.tell("start", number, len(fresh) * self.responses_per_prompt)
         with self._trainer.precision_plugin.forward_context(), self.aligner.policy.inference():

@@ -9,8 +9,8 @@ import torch
 from lit_align.data.collate import join
 from lit_align.data.dynamic import groups_with_spread
 from lit_align.data.pool import LongPrompts
-from lit_align.data.sampling import SamplingDataModule
-from lit_align.types import AlignmentBatch, Annotation, Annotator, EncodedPrompt, PromptSource, Rollouts, Sampler, Stream, UserError
+from lit_align.data.sampling import Chunks, SamplingDataModule
+from lit_align.types import AlignmentBatch, Annotation, Annotator, EncodedPrompt, PromptSource, Sampler, Stream, UserError
 
 
 @final
@@ -107,7 +107,7 @@ class OnlineDataModule(SamplingDataModule):
         self.tell("end", rollouts, annotation, batch, diagnostics)
         return batch.to("cpu")
 
-    def _search(self, said: Annotation, stream: Stream, chunks: list[tuple[Rollouts, Annotation]]) -> list[int]:
+    def _search(self, said: Annotation, stream: Stream, chunks: Chunks) -> list[int]:
         """Label further prompts for those whose responses all score the same; which of all groups to train on."""
         device, total, budget = self._trainer.strategy.root_device, self.prompts_per_rollout, self.max_extra_prompts
         label = partial(self.label, stream=stream, chunks=chunks, annotator=self.annotator)

@@ -17,6 +17,8 @@ from lit_align.data.pool import LongPrompts
 from lit_align.functional.distributed import global_mean, global_std, global_sum
 from lit_align.types import Annotation, Annotator, EncodedPrompt, PromptSource, Rollouts, Sampler, Samples, Stream, UserError
 
+Chunks = list[tuple[Rollouts, Annotation]]
+
 
 class SamplingDataModule(AlignmentDataModule, ABC):
     """Owns sampler, annotators and the journal of labels; held-out prompts are answered by the policy, too.
@@ -99,10 +101,7 @@ class SamplingDataModule(AlignmentDataModule, ABC):
         if self.eval_annotator is not None and self.eval_prompts is not None:
             self.eval_annotator.setup(device)
 
-    @final
-    def label(
-        self, prompts: list[EncodedPrompt], stream: Stream, chunks: list[tuple[Rollouts, Annotation]], annotator: Annotator | None
-    ) -> Annotation:
+    def label(self, prompts: list[EncodedPrompt], stream: Stream, chunks: Chunks, annotator: Annotator | None) -> Annotation:
         """Answer and annotate, adding to ``chunks``; what was said of these prompts. Without an annotator, nothing is said."""
         k, earlier = self.responses_per_prompt, len(chunks)
         done = sum(len(rollouts.prompts) for rollouts, _ in chunks) * k
@@ -110,8 +109,7 @@ class SamplingDataModule(AlignmentDataModule, ABC):
             rollouts = self.sampler.sample(self.aligner.policy, prompts[start : start + self.chunk_prompts], k, stream)
             sampled = done + len(rollouts.prompts) * k
             self.tell("progress", sampled, done)
-            said = _nothing_said(rollouts) if annotator is None else self.journal.annotate(annotator, rollouts, stream)
-            chunks.append((rollouts, said))
+            chunks.append((rollouts, _nothing_said(rollouts) if annotator is None else self.journal.annotate(annotator, rollouts, stream)))
             self.tell("progress", sampled, sampled)
             done = sampled
         return join([annotation for _, annotation in chunks[earlier:]])
