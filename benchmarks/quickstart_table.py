@@ -17,7 +17,12 @@ from typing import Any
 import torch
 
 from lit_align.cli.trainer import run_trainer
-from lit_align.types import UserError
+from lit_align.data import JsonlPrompts
+from lit_align.data.pool import PromptPool
+from lit_align.generation import CacheSampler
+from lit_align.models import CausalPolicy
+from lit_align.quickstart.rules import proxy_score
+from lit_align.types import Stream, UserError
 
 ROLLOUTS = 20
 FOLDER = Path("runs/quickstart-table")
@@ -44,7 +49,12 @@ SETTINGS: dict[str, dict[str, float]] = {
     "dapo": {"optimizer.init_args.lr": 3e-4, "overlong.longest": 64, "overlong.cache": 16},
     "gspo": {"optimizer.init_args.lr": 3e-4},
     "cispo": {"optimizer.init_args.lr": 3e-4},
+    "sail_dp": {"optimizer.init_args.lr": 3e-4},
+    "sail_pp": {"optimizer.init_args.lr": 3e-4},
+    "sail_pr": {"optimizer.init_args.lr": 3e-4},
 }
+PAIRS = FOLDER / "pairs.jsonl"  # for those that have fixed rows
+PAIRED = {"data.init_args.prompts.init_args.path": PAIRS, "data.init_args.fixed_passes": "null"}
 
 
 def run(algorithm: str, seed: int) -> dict[str, Any]:
@@ -53,10 +63,24 @@ def run(algorithm: str, seed: int) -> dict[str, Any]:
     shutil.rmtree(folder, ignore_errors=True)
     options = {f"model.init_args.{name}": str(value) for name, value in SETTINGS[algorithm].items()}
     options |= {"trainer.max_epochs": ROLLOUTS, "trainer.enable_checkpointing": "false", "seed_everything": seed, "run": folder}
+    options |= PAIRED if "MixedDataModule" in Path(f"configs/algorithm/{algorithm}.yaml").read_text(encoding="utf-8") else {}
     files = (f"configs/algorithm/{algorithm}.yaml", "configs/quickstart.yaml")
     cli = run_trainer(["fit", *(f"--config={file}" for file in files), *(f"--{name}={value}" for name, value in options.items())])
     said = {name: float(value) for name, value in cli.trainer.callback_metrics.items()}
     return {"algorithm": algorithm, "seed": seed, "settings": SETTINGS[algorithm]} | {name: said[f"judge/{name}"] for name in METRICS}
+
+
+def write_pairs() -> None:
+    """Two answers of the warmed-up policy to as many letters as a run reads, the one that the reader in a hurry likes better first."""
+    policy = CausalPolicy("runs/quickstart/policy")
+    letters = PromptPool(JsonlPrompts("runs/quickstart/world/prompts.jsonl"), policy, None, "drop", 0).take(0, 1000)
+    with policy.inference(), PAIRS.open("w", encoding="utf-8") as file:
+        for start in range(0, len(letters), 100):
+            rollouts = CacheSampler(max_new_tokens=64).sample(policy, letters[start : start + 100], 2, Stream(0, "pairs", 0))
+            for prompt, texts in zip(rollouts.prompts, rollouts.texts, strict=True):
+                (worse, rejected), (better, chosen) = sorted(zip(proxy_score(prompt, texts), texts, strict=True))
+                if better > worse:
+                    file.write(json.dumps({"prompt": prompt.content, "chosen": chosen, "rejected": rejected}) + "\n")
 
 
 def table(results: list[dict[str, Any]]) -> str:
@@ -80,6 +104,8 @@ def main() -> None:
     torch.set_num_threads(1)  # at this size a second thread waits more than it works
     FOLDER.mkdir(parents=True, exist_ok=True)
     file = FOLDER / "results.jsonl"
+    if not PAIRS.is_file():
+        write_pairs()
     for seed in range(options.seeds):
         for algorithm in options.algorithms:
             if not any(

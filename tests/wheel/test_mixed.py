@@ -200,7 +200,6 @@ def test_killed_while_annotating(whole: tuple[Fit, Path], tiny_with_dropout: str
     checkpoints = {"enable_checkpointing": True}
     with pytest.raises(Killed):
         run(root, tiny_with_dropout, [kept(root), SavesItsEnd(root)], checkpoints, annotator=killed)
-    assert 8 < len(killed.asked) + 3
     resumed = run(root, tiny_with_dropout, [kept(root)], checkpoints, annotator=again, ckpt_path=root / "end.ckpt")
     assert differing(whole[0].state, resumed.state) == []
     everyone = whole[0].data.annotator.asked  # pyright: ignore[reportAttributeAccessIssue]
@@ -255,7 +254,7 @@ def test_who_trains_on_samples_wants_nothing_else(tiny: str, root: Path) -> None
         {"relabel": 0.0, "fresh_self": 0.0, "fresh_annotated": 1.0},
     )
     trainer = {"max_epochs": 1, "accumulate_grad_batches": 4}
-    with pytest.raises(UserError, match="RLOO trains on samples of the policy, but only 0.9 of the rows are"):
+    with pytest.raises(UserError, match=r"RLOO trains on samples of the policy, but only 0\.9 of the rows are"):
         fit(root, tiny, module=RLOO(CausalPolicy(tiny), optimizer=sgd()), data=mixed(**nobody), trainer=trainer)
     module = RLOO(CausalPolicy(tiny), optimizer=sgd())
     ours = fit(root / "a", tiny, module=module, data=mixed(**everybody, prompts=ListPrompts(PROMPTS)), trainer=trainer)
