@@ -54,7 +54,11 @@ SETTINGS: dict[str, dict[str, float]] = {
     "sail_pr": {"optimizer.init_args.lr": 3e-4},
 }
 PAIRS = FOLDER / "pairs.jsonl"  # for those that have fixed rows
-PAIRED = {"data.init_args.prompts.init_args.path": PAIRS, "data.init_args.fixed_passes": "null"}
+PAIRED = {
+    "data.init_args.prompts.init_args.path": PAIRS,
+    "data.init_args.max_response_tokens": 64,
+    "data.init_args.fixed_passes": "null",
+}
 
 
 def run(algorithm: str, seed: int) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from callbacks._logging import log_now
 from lit_align.functional.distributed import global_mean, global_sum
-from lit_align.types import Aligner, AlignmentBatch, Annotation, Diagnostics, Needs, RolloutCallback, Rollouts, UserError
+from lit_align.types import Aligner, AlignmentBatch, Annotation, Diagnostics, Needs, RolloutCallback, Rollouts, Source, UserError
 
 
 @final
@@ -64,7 +64,8 @@ class KLMonitor(RolloutCallback):
     ) -> None:
         """Measure against the reference."""
         divergence = batch.sampling_response_logps - batch.reference_response_logps  # [B, K]
-        valid = annotation.valid  # an algorithm may train on fewer, and choose them by their scores
+        unasked = (batch.sources == Source.FRESH_SELF).unsqueeze(-1)
+        valid = annotation.valid | unasked  # an algorithm may train on fewer, and choose them by their scores
         kl = global_mean(divergence, valid)
         off = (divergence - kl).where(valid, 0.0).sum(-1)  # [B]
         sums = torch.stack([off.square().sum(), valid.sum().float(), valid.any(-1).sum().float()])

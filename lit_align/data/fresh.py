@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from lit_align.data.packing import FixedRow, Response
 from lit_align.types import AlignmentBatch, Annotation, EncodedPrompt, Rollouts
@@ -48,3 +49,22 @@ def with_preferences(batch: AlignmentBatch, rows: Sequence[int], annotation: Ann
     preferences[list(rows)] = math.nan
     preferences[list(rows), :k, :k] = annotation.preferences
     return replace(batch, preferences=preferences)
+
+
+def picked(tensor: Tensor, letters: str, rows: Tensor, k: int) -> Tensor:
+    """Of a tensor with these axes only these rows, ``[N]``, and the first ``k`` responses; one without rows stays as it is."""
+    if not letters.startswith("B"):
+        return tensor
+    tensor = tensor[rows]
+    for axis, letter in enumerate(letters):
+        tensor = tensor.narrow(axis, 0, k) if letter == "K" else tensor
+    return tensor
+
+
+def said_first(annotation: Annotation | None, count: int, k: int) -> Annotation:
+    """Scores of ``count`` prompts with ``k`` responses each: first those that were annotated, then others of which nothing is said."""
+    scores, valid = torch.zeros(count, k), torch.zeros(count, k, dtype=torch.bool)
+    if annotation is not None:
+        judged = len(annotation.scores)
+        scores[:judged], valid[:judged] = annotation.scores, annotation.valid
+    return Annotation(scores=scores, valid=valid)

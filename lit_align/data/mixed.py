@@ -6,11 +6,10 @@ from dataclasses import replace
 from typing import final
 
 import torch
-from torch import Tensor
 
 from lit_align.data.collate import join
 from lit_align.data.fixed import require_answers
-from lit_align.data.fresh import fresh_row, said_of, with_preferences, with_sampling_logps
+from lit_align.data.fresh import fresh_row, picked, said_first, said_of, with_preferences, with_sampling_logps
 from lit_align.data.packing import FixedRow, encoded, packed
 from lit_align.data.pool import LongPrompts
 from lit_align.data.preferences import given_answers
@@ -226,19 +225,6 @@ class MixedDataModule(SamplingDataModule):
         if not self.samples or global_sum(torch.tensor(rollouts is None, device=device)) or rollouts is None:
             return
         index, k = torch.tensor(fresh, device=batch.scores.device), self.responses_per_prompt
-
-        def part(tensor: Tensor, letters: str) -> Tensor:
-            tensor = tensor[index]
-            for axis, letter in enumerate(letters):
-                tensor = tensor.narrow(axis, 0, k) if letter == "K" else tensor
-            return tensor
-
-        shown = batch.map_tensors(lambda tensor, letters: part(tensor, letters) if letters[:1] == "B" else tensor)
-        heard = {name: part(value, "BKK"[: value.dim()]) if value.dim() else value for name, value in diagnostics.items()}
-        unsaid = torch.zeros(len(fresh), k, dtype=torch.bool)
-        annotation = Annotation(scores=unsaid.float(), valid=unsaid)
-        if said is not None:
-            scores, valid = annotation.scores.clone(), unsaid.clone()
-            scores[: len(said.scores)], valid[: len(said.valid)] = said.scores, said.valid
-            annotation = Annotation(scores=scores, valid=valid)
-        self.tell("end", rollouts.to(device), annotation.to(device), shown, heard)
+        shown = batch.map_tensors(lambda tensor, letters: picked(tensor, letters, index, k))
+        heard = {name: picked(value, "BKK"[: value.dim()], index, k) for name, value in diagnostics.items()}
+        self.tell("end", rollouts.to(device), said_first(said, len(fresh), k).to(device), shown, heard)
