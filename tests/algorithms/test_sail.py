@@ -20,6 +20,7 @@ from tests.tiny import sgd
 BETA = 0.5
 GIVEN = (1, 3)  # the data's answers to the prompt, the better one first
 MIX = {Source.RELABEL: 0.2, Source.FRESH_SELF: 0.25, Source.FRESH_ANNOTATED: 0.35, Source.FIXED: 0.2}
+OWN = (Source.RELABEL, Source.FRESH_SELF)  # who has a label of the policy's: the uniform of others should not matter
 NOTHING = {"relabel_weight": 0.0, "self_weight": 0.0, "annotated_weight": 0.0}
 WEIGHTS = {"relabel_weight": 0.3, "self_weight": 0.8, "annotated_weight": 0.6}
 
@@ -71,7 +72,7 @@ def batch_of(module: SAIL, drawn: list[Row]) -> AlignmentBatch:
         torch.tensor([row.answers for row in drawn]),
         scores=scores.where(~own.unsqueeze(-1), 0.0),
         source=torch.tensor([row.source for row in drawn]),
-        uniforms=torch.tensor([0.0 if row.first else 1.0 for row in drawn], dtype=torch.float64),
+        uniforms=torch.tensor([0.0 if row.first and row.source in OWN else 1.0 for row in drawn], dtype=torch.float64),
     )
     return module.prepare(batch)[0]
 
