@@ -38,14 +38,15 @@ def read_parts(configs: Sequence[str]) -> Parts:
         UserError: if a file does not exist, names no class that there is, or none sets an annotator.
     """
     accept_final_classes()
-    sources = [_of_setting(read_settings(config)) for config in configs]
+    files = [read_settings(config) for config in configs]
+    sources = [_of_setting(file) for file in files]
     given = {name for source in sources for name in _inside(source)}
     if "annotator" not in given:
-        files = ", ".join(configs) or "none was given"
-        near = [word for source in sources for word in get_close_matches("annotator", _names(source), n=1)]
+        named = ", ".join(configs) or "none was given"
+        near = [word for file in files for word in get_close_matches("annotator", _names(file), n=1)]
         meant = f" Is {near[0]!r} meant to be it? Did you mean 'annotator'?" if near else ""
         raise UserError(
-            f"Expected a judge, data.init_args.annotator, in a config file ({files}).{meant} Add a --config that sets one, such as "
+            f"Expected a judge, data.init_args.annotator, in a config file ({named}).{meant} Add a --config that sets one, such as "
             "configs/annotator/scoring_judge.yaml."
         )
     parser = ArgumentParser(exit_on_error=False)

@@ -3,8 +3,10 @@
 from lit_align.data.answers import Answers, Completions, Demonstration, Labelled, Pair, Ranked
 from lit_align.data.base import AlignmentDataModule
 from lit_align.data.demonstrations import DemonstrationDataModule
+from lit_align.data.mixed import MixedDataModule
 from lit_align.data.online import OnlineDataModule
 from lit_align.data.preferences import PreferenceDataModule
+from lit_align.data.sampling import SamplingDataModule
 from lit_align.data.sources import DatasetPrompts, DatasetStream, JsonlPrompts, JsonlStream, ListPrompts, MixedPrompts, ParquetPrompts
 
 __all__ = [
@@ -19,10 +21,12 @@ __all__ = [
     "JsonlStream",
     "Labelled",
     "ListPrompts",
+    "MixedDataModule",
     "MixedPrompts",
     "OnlineDataModule",
     "Pair",
     "ParquetPrompts",
     "PreferenceDataModule",
     "Ranked",
+    "SamplingDataModule",
 ]
