@@ -25,6 +25,7 @@ class _Labels(NamedTuple):
     scores: list[float | None]  # [K]; None where invalid
     preferences: list[list[float | None]] | None  # [K, K]; None where not asked
     mass: list[float | None] | None = None  # [K]
+    parts: dict[str, list[float | None]] | None = None  # [K] each
 
 
 @final
@@ -70,7 +71,8 @@ class LabelJournal:
         call, committed to disk, then returned. First answer and replay are equal to the bit.
 
         A prompt's labels are those of (``stream.name``, ``stream.rollout``, prompt id, occurrence), if its content, its
-        reference, its responses and the annotator's ``identity`` and ``version`` are what they were then; else it is asked for again.
+        reference, its ``meta``, its responses and the annotator's ``identity`` and ``version`` are what they were then; else it is asked
+        for again. Every line says the identity: of a judge, with the hash of its template's words.
 
         Raises:
             UserError: if the annotator's answer has the wrong shape, or an infinite or NaN score that it calls valid, or a
@@ -83,16 +85,17 @@ class LabelJournal:
             if self._file.closed:
                 raise ValueError("This journal is closed: a label could not be committed before it is used.")
             asked = rollouts.rows(missing)
-            self._commit([keys[row] for row in missing], _labels(annotator.annotate(asked), asked, annotator))
+            labels = _labels(annotator.annotate(asked), asked, annotator)
+            self._commit([keys[row] for row in missing], labels, annotator.identity)
         return _annotation([self._known[key] for key in keys], rollouts, version)
 
     def close(self) -> None:
         """Close the file."""
         self._file.close()
 
-    def _commit(self, keys: list[_Key], labels: list[_Labels]) -> None:
+    def _commit(self, keys: list[_Key], labels: list[_Labels], who: str) -> None:
         lines = [
-            {**key._asdict(), **label._asdict(), "labels": len(label.scores)}  # flat, so that it can be read as a table
+            {**key._asdict(), **label._asdict(), "labels": len(label.scores), "annotator": who}  # flat, so that it can be read as a table
             for key, label in zip(keys, labels, strict=True)
         ]
         self._file.write("".join(json.dumps(line, allow_nan=False) + "\n" for line in lines).encode())
@@ -109,7 +112,7 @@ class LabelJournal:
             try:
                 line: dict[str, Any] = json.loads(text)
                 key = _Key(**{name: line[name] for name in _Key._fields})
-                self._known[key] = _Labels(line["scores"], line["preferences"], line.get("mass"))
+                self._known[key] = _Labels(line["scores"], line["preferences"], line.get("mass"), line.get("parts"))
                 self._labels_read += line["labels"]
             except (ValueError, KeyError, TypeError) as error:
                 raise UserError(
@@ -123,8 +126,9 @@ def _key(rollouts: Rollouts, row: int, stream: Stream, annotator: Annotator) -> 
     prompt = rollouts.prompts[row]
     content = prompt.content if isinstance(prompt.content, str) else [dict(message) for message in prompt.content]
     who = [annotator.identity, annotator.version]
-    said = json.dumps([content, prompt.reference, rollouts.texts[row], who], sort_keys=True)
-    digest = hashlib.blake2b(said.encode(), digest_size=16).hexdigest()
+    said = [content, prompt.reference, dict(prompt.meta), rollouts.texts[row], who]
+    text = json.dumps(said, sort_keys=True, default=lambda value: type(value).__name__)  # an image's repr is another one in every process
+    digest = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
     return _Key(stream.name, stream.rollout, prompt.id, int(rollouts.occurrences[row]), digest)
 
 
@@ -154,8 +158,10 @@ def _labels(answer: Annotation, asked: Rollouts, annotator: Annotator) -> list[_
     if answer.mass is not None:
         mass = answer.mass.detach().float().cpu()  # [B, K]
         mass_rows = _rows_with_none(mass, mass.isfinite())
+    parts = {name: part.detach().float().cpu() for name, part in answer.parts.items()}  # [B, K] each
+    part_rows = [{name: _rows_with_none(part[row], part[row].isfinite()) for name, part in parts.items()} or None for row in range(prompts)]
     if answer.preferences is None:
-        return [_Labels(scores=s, preferences=None, mass=m) for s, m in zip(score_rows, mass_rows, strict=True)]
+        return [_Labels(s, None, m, p) for s, m, p in zip(score_rows, mass_rows, part_rows, strict=True)]
     preferences = answer.preferences.detach().float().cpu()  # [B, K, K]
     is_asked = ~preferences.isnan()
     if not ((preferences >= 0) & (preferences <= 1)).where(is_asked, True).all():
@@ -165,7 +171,7 @@ def _labels(answer: Annotation, asked: Rollouts, annotator: Annotator) -> list[_
             f"{worst.min().item()} to {worst.max().item()}. Return P(i beats j) in [0, 1]."
         )
     preference_rows = _rows_with_none(preferences, is_asked)
-    return [_Labels(scores=s, preferences=p, mass=m) for s, p, m in zip(score_rows, preference_rows, mass_rows, strict=True)]
+    return [_Labels(*row) for row in zip(score_rows, preference_rows, mass_rows, part_rows, strict=True)]
 
 
 def _rows_with_none(values: Tensor, known: Tensor) -> list[Any]:
@@ -188,7 +194,11 @@ def _annotation(labels: list[_Labels], rollouts: Rollouts, version: int) -> Anno
     mass = None
     if any(label.mass is not None for label in labels):
         mass = _tensor([label.mass or [None] * responses for label in labels]).reshape(prompts, responses)
-    return Annotation(scores=scores.where(valid, 0.0), valid=valid, preferences=preferences, mass=mass, annotator_version=version)
+    names = dict.fromkeys(name for label in labels for name in label.parts or {})  # in their order
+    unknown = [None] * responses
+    parts = {name: _tensor([(label.parts or {}).get(name, unknown) for label in labels]) for name in names}
+    scores = scores.where(valid, 0.0)
+    return Annotation(scores=scores, valid=valid, preferences=preferences, mass=mass, parts=parts, annotator_version=version)
 
 
 def _tensor(rows: list[Any]) -> Tensor:

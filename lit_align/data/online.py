@@ -211,6 +211,8 @@ class OnlineDataModule(AlignmentDataModule):
         if annotation.mass is not None:
             known = annotation.mass.isfinite()
             self.aligner.log_rollout({"labels/option_mass": global_mean(annotation.mass.where(known, 0.0), known)})
+        for name, part in annotation.parts.items():
+            self.aligner.log_rollout({f"reward/{name}": global_mean(part, part.isfinite())})
         for name in datasets_of(self.prompts):
             of_it = valid & torch.tensor([[prompt.dataset == name] for prompt in rollouts.prompts], device=valid.device)
             if global_sum(of_it.sum()):  # the same everywhere: what nobody scored is left out

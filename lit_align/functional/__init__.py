@@ -38,7 +38,7 @@ from lit_align.functional.preference import (
     slic_loss,
 )
 from lit_align.functional.reward_model import bradley_terry_loss, plackett_luce_loss, smoothed_labels
-from lit_align.functional.verdicts import centred_score, expected_score, swap_averaged
+from lit_align.functional.verdicts import centred_score, expected_score, most_likely_score, settled, swap_averaged, weighted_mean
 
 __all__ = [
     "all_pairs_from_preferences",
@@ -79,12 +79,14 @@ __all__ = [
     "leave_one_out",
     "log_odds",
     "mean_per_response",
+    "most_likely_score",
     "overlong_penalty",
     "plackett_luce_loss",
     "response_logps",
     "reverse_kl",
     "same_tokens",
     "sequence_clipped_surrogate",
+    "settled",
     "simpo_loss",
     "slic_loss",
     "smoothed_labels",
@@ -92,5 +94,6 @@ __all__ = [
     "sum_over",
     "swap_averaged",
     "token_logps",
+    "weighted_mean",
     "within_group_variance",
 ]
