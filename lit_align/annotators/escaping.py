@@ -3,6 +3,7 @@
 import re
 import unicodedata
 from collections.abc import Iterable
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any, final
 
@@ -55,6 +56,7 @@ def control_strings(tokenizer: Any) -> set[str]:
     return special | set(tokenizer.all_special_tokens) | set(_WRITTEN.findall(str(tokenizer.chat_template or "")))
 
 
+@lru_cache(maxsize=8192)
 def _folded(text: str, keep_spaces: bool = False) -> str:
     """As a reader sees it who looks neither at case and width nor for what is invisible; spaces go as well, unless kept."""
     shown = unicodedata.normalize("NFKC", text).casefold()

@@ -1,6 +1,7 @@
 """Options as token sequences: what each adds to a prompt, and how likely it is that this one, and no longer one, comes."""
 
 import math
+import os
 from collections.abc import Sequence
 
 import torch
@@ -25,9 +26,7 @@ def suffixes(
     sequences = [list(prompt), *map(list, continued)]
     if len(prompt) > 1 and all(tokens[-1:] == [eos] for tokens in sequences):
         sequences = [tokens[:-1] for tokens in sequences]
-    length = 0
-    while all(len(tokens) > length and tokens[length] == sequences[0][length] for tokens in sequences):
-        length += 1
+    length = len(os.path.commonprefix(sequences))  # of any sequences, not of paths alone
     added = [tuple(tokens[length:]) for tokens in sequences[1:]]
     if () in added or len(set(added)) < len(added):
         readings = ", ".join(f"{option!r} as {list(tokens)}" for option, tokens in zip(options, added, strict=True))
