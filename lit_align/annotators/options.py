@@ -1,7 +1,6 @@
 """Options as token sequences: what each adds to a prompt, and how likely it is that this one, and no longer one, comes."""
 
 import math
-import os
 from collections.abc import Sequence
 
 import torch
@@ -26,7 +25,8 @@ def suffixes(
     sequences = [list(prompt), *map(list, continued)]
     if len(prompt) > 1 and all(tokens[-1:] == [eos] for tokens in sequences):
         sequences = [tokens[:-1] for tokens in sequences]
-    length = len(os.path.commonprefix(sequences))  # of any sequences, not of paths alone
+    low, high = min(sequences), max(sequences)  # what these two begin with, all do
+    length = next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), min(len(low), len(high)))
     added = [tuple(tokens[length:]) for tokens in sequences[1:]]
     if () in added or len(set(added)) < len(added):
         readings = ", ".join(f"{option!r} as {list(tokens)}" for option, tokens in zip(options, added, strict=True))
