@@ -37,7 +37,7 @@ def axes(letters: str, **options: Any) -> Any:
 
 
 class TensorRecord:
-    """A frozen dataclass of tensors: moved and sliced as one. Fields that are no tensors stay as they are."""
+    """A frozen dataclass of tensors, and of tensors by name: moved and sliced as one. Other fields stay as they are."""
 
     __slots__ = ()
 
@@ -52,18 +52,25 @@ class TensorRecord:
                     raise ValueError(f"{type(self).__name__}.{name} has {letter} = {size}, but {where} has {letter} = {known}.")
 
     def tensors(self) -> list[tuple[str, Tensor, str]]:
-        """Name, tensor and axes of every tensor field that is filled."""
+        """Name, tensor and axes of every tensor field that is filled; one of a field of several is ``field.name``."""
         found = []
         for f in fields(self):  # pyright: ignore[reportArgumentType]
-            value = getattr(self, f.name)
-            if isinstance(value, Tensor):
-                allowed = f.metadata["axes"]
-                found.append((f.name, value, next((a for a in allowed if len(a) == value.dim()), allowed[0])))
+            value, allowed = getattr(self, f.name), f.metadata.get("axes", ())
+            several = value.items() if allowed and isinstance(value, Mapping) else [("", value)]
+            for name, tensor in several:
+                if isinstance(tensor, Tensor):
+                    letters = next((a for a in allowed if len(a) == tensor.dim()), allowed[0])
+                    found.append((f"{f.name}.{name}" if name else f.name, tensor, letters))
         return found
 
     def map_tensors(self, change: Callable[[Tensor, str], Tensor]) -> Self:
         """The same record with ``change(tensor, axes)`` applied to every tensor."""
-        return replace(self, **{name: change(tensor, letters) for name, tensor, letters in self.tensors()})  # pyright: ignore[reportArgumentType]
+        changed: dict[str, Any] = {}
+        for path, tensor, letters in self.tensors():
+            name, _, part = path.partition(".")
+            new = change(tensor, letters)
+            changed[name] = {**changed.get(name, {}), part: new} if part else new
+        return replace(self, **changed)  # pyright: ignore[reportArgumentType]
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
         """The same record on ``device``."""
@@ -146,13 +153,17 @@ class Rollouts(TensorRecord):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Annotation(TensorRecord):
-    """What the annotator said about it. Larger scores are better; an invalid score is 0 with ``valid`` False."""
+    """What the annotator said about it. Larger scores are better; an invalid score is 0 with ``valid`` False.
+
+    ``parts`` have the same names in every answer of one annotator: what is logged of them is gathered from all ranks.
+    """
 
     scores: Tensor = axes("BK")  # float32
     valid: Tensor = axes("BK")  # bool
     preferences: Tensor | None = axes("BKK", default=None)  # P(i beats j); NaN where not asked and on the diagonal
-    seen_first: Tensor | None = axes("BKK", default=None)  # the same as said with i shown before j; not kept in the journal
+    seen_first: Tensor | None = axes("BKK", default=None)  # the same as said with i shown before j
     mass: Tensor | None = axes("BK", default=None)  # probability that a judge's model gave to the verdicts it could choose from
+    parts: Mapping[str, Tensor] = axes("BK", default_factory=dict)  # what scores were made of, logged as reward/<name>; NaN where unknown
     annotator_version: int = 0
 
     def rows(self, index: Sequence[int]) -> "Annotation":

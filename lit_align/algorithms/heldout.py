@@ -20,6 +20,7 @@ def sample_metrics(samples: Samples) -> dict[str, tuple[Tensor, Tensor]]:
     if annotation is None:
         return metrics
     metrics["reward"] = annotation.scores, annotation.valid
+    metrics |= {f"reward/{name}": (part, part.isfinite()) for name, part in annotation.parts.items()}
     for name in samples.datasets:
         of_it = torch.tensor([[prompt.dataset == name] for prompt in rollouts.prompts], device=annotation.valid.device)
         metrics[f"reward/{name}"] = annotation.scores, annotation.valid & of_it

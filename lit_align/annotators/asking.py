@@ -2,12 +2,33 @@
 
 import warnings
 from collections.abc import Sequence
-from typing import final
+from typing import Literal, final
 
 import torch
 from torch import Tensor
 
-from lit_align.types import JudgeBackend, UserError
+from lit_align.annotators.template import Protocol, Template
+from lit_align.functional.verdicts import centred_score, expected_score, most_likely_score, weighted_mean
+from lit_align.types import Annotator, JudgeBackend, UserError
+
+Verdict = Literal["soft", "hard"]
+"""Whether a judge's whole distribution counts, or only what it finds likeliest."""
+
+GRADES = tuple(str(i) for i in range(1, 11))
+
+
+class Judge(Annotator):
+    """An annotator over a backend, which it wakes and lets go of. A subclass says what is asked."""
+
+    backend: JudgeBackend
+
+    def setup(self, device: torch.device) -> None:
+        """Wake the backend."""
+        self.backend.setup(device)
+
+    def close(self) -> None:
+        """Let go of it."""
+        self.backend.close()
 
 
 @final
@@ -47,6 +68,12 @@ class Asker:
         index = torch.tensor([position[question] for question in questions])
         return logps[index], mass[index], enough[index]
 
+    def grade(self, questions: Sequence[str], shape: Sequence[int], hard: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """Grades from -1 to 1, 0 where it would not answer, their mass and whether it is enough; each of this shape, in float64."""
+        logps, mass, enough = self.ask(questions)
+        grades = most_likely_score(logps) if hard else expected_score(logps)
+        return centred_score(grades).where(enough, 0.0).reshape(*shape), mass.reshape(*shape), enough.reshape(*shape)
+
     def _count(self, asked: int, refused: int, mean_mass: float) -> None:
         if refused and not self.refused:
             answers, little = f"{self.options[0]!r} to {self.options[-1]!r}", f"less than {self.min_mass:g} of its probability"
@@ -59,3 +86,31 @@ class Asker:
             )
         self.asked += asked
         self.refused += refused
+
+
+def load_templates(names: str | Sequence[str], protocol: Protocol) -> tuple[Template, ...]:
+    """One template, or several that ask the same in other words and are averaged.
+
+    Raises:
+        UserError: if the list is empty, or see `Template.load`.
+    """
+    listed = [names] if isinstance(names, str) else list(names)
+    if not listed:
+        raise UserError("template should be the name or the file of a template, or a list of such, got an empty list.")
+    return tuple(Template.load(name, protocol) for name in listed)
+
+
+def is_hard(owner: str, verdict: Verdict) -> bool:
+    """Whether only the likeliest counts.
+
+    Raises:
+        UserError: if it is neither soft nor hard.
+    """
+    if verdict not in ("soft", "hard"):
+        raise UserError(f"{owner}: verdict should be 'soft' or 'hard', got {verdict!r}.")
+    return verdict == "hard"
+
+
+def average(values: Tensor, known: Tensor) -> Tensor:
+    """Mean over the last axis of what is known; NaN where nothing is."""
+    return weighted_mean(values, torch.ones(values.shape[-1], dtype=values.dtype), known)

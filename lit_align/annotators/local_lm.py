@@ -9,6 +9,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
+from lit_align.annotators.escaping import Escape, control_strings
 from lit_align.annotators.hosting import HostedModel
 from lit_align.annotators.options import Tokens, exclusive_logps, suffixes
 from lit_align.models.chat import check_options
@@ -22,7 +23,8 @@ class LocalLM(JudgeBackend):
 
     Each option is scored as the sequence of tokens that it adds to the prompt, so that "10" may be one token or two; what is
     read is exact, nothing is generated. Messages go through the model's chat template; a model without one reads their contents, joined
-    by blank lines.
+    by blank lines. What messages say is text: where it spells a special token, or what looks like one in the chat template, it gets a
+    backslash (`Escape`), so that the special tokens of a prompt are exactly those that the template writes. A plain text is read as it is.
 
     Args:
         path: a folder written by ``save_pretrained``, or a name on the Hugging Face hub; ``$VARIABLES`` are expanded.
@@ -57,6 +59,7 @@ class LocalLM(JudgeBackend):
         self.identity, self.max_tokens, self.template_options = path, max_tokens, template_options
         self.host = HostedModel("LocalLM", path, partial(load_causal, "LocalLM"), dtype, chat_template, offload, batch_size)
         self.too_long = self.tokens_read = 0
+        self._escape: Escape | None = None  # of the tokenizer that is loaded
 
     def setup(self, device: torch.device) -> None:
         """Load the model."""
@@ -66,6 +69,7 @@ class LocalLM(JudgeBackend):
     def close(self) -> None:
         """Forget the model."""
         self.host.close()
+        self._escape = None
 
     def option_logps(self, prompts: Sequence[str | Sequence[Message]], options: Sequence[str]) -> Tensor:
         """See `JudgeBackend.option_logps`."""
@@ -101,10 +105,13 @@ class LocalLM(JudgeBackend):
         tokenizer, special = self.host.tokenizer, isinstance(prompt, str) or self.host.tokenizer.chat_template is None
         if isinstance(prompt, str):
             text = prompt
-        elif tokenizer.chat_template is None:
-            text = "\n\n".join(message["content"] for message in prompt)
         else:
-            text = self.host.render(prompt, answer=True, options=self.template_options)
+            self._escape = self._escape or Escape(tokens=control_strings(tokenizer))
+            said = [{**message, "content": self._escape(message["content"])} for message in prompt]
+            if tokenizer.chat_template is None:
+                text = "\n\n".join(message["content"] for message in said)
+            else:
+                text = self.host.render(said, answer=True, options=self.template_options)
         encoded = tokenizer([text, *(text + option for option in options)], add_special_tokens=special)["input_ids"]
         return suffixes(encoded[0], encoded[1:], options, tokenizer.bos_token_id, tokenizer.eos_token_id)
 

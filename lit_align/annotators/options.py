@@ -25,9 +25,8 @@ def suffixes(
     sequences = [list(prompt), *map(list, continued)]
     if len(prompt) > 1 and all(tokens[-1:] == [eos] for tokens in sequences):
         sequences = [tokens[:-1] for tokens in sequences]
-    length = 0
-    while all(len(tokens) > length and tokens[length] == sequences[0][length] for tokens in sequences):
-        length += 1
+    low, high = min(sequences), max(sequences)  # what these two begin with, all do
+    length = next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), min(len(low), len(high)))
     added = [tuple(tokens[length:]) for tokens in sequences[1:]]
     if () in added or len(set(added)) < len(added):
         readings = ", ".join(f"{option!r} as {list(tokens)}" for option, tokens in zip(options, added, strict=True))

@@ -6,20 +6,28 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, final
 
 import yaml
 
+from lit_align.annotators.escaping import Escape
 from lit_align.types import Prompt, UserError
 
-Protocol = Literal["scoring", "pairwise"]
+Protocol = Literal["scoring", "pairwise", "rubric", "checklist", "constitution"]
 PLACES: dict[Protocol, tuple[str, ...]] = {
     "scoring": ("prompt", "response"),
     "pairwise": ("prompt", "response_1", "response_2"),
+    "rubric": ("prompt", "aspect", "response"),
+    "checklist": ("prompt", "item", "response"),
+    "constitution": ("prompt", "principle", "response_1", "response_2"),
 }
+OPTIONAL = "reference"  # a place that any template may have
 PARTS = ("preamble", "sample", "ending")
+# Of widespread chat templates. Whoever asks a server can't know its tokenizer, so no question has any of these.
+CONTROLS = ("<|", "<s>", "</s>", "[INST]", "[/INST]", "<<SYS>>", "<</SYS>>", "<start_of_turn>", "<end_of_turn>")
 
 
 @final
@@ -28,8 +36,10 @@ class Template:
     """Three texts that a judge reads one after the other: ``preamble`` (its role and what counts), ``sample`` (what it judges) and
     ``ending``, after which the next token is the verdict.
 
-    Places are ``{prompt}`` and ``{response}``, or ``{response_1}`` and ``{response_2}`` where two are compared. What is put there is
-    taken literally, braces and all. Other braces mean themselves unless they enclose a single word.
+    Places are ``{prompt}`` and ``{response}``, or ``{response_1}`` and ``{response_2}`` where two are compared, and ``{reference}`` for
+    the prompt's reference answer in a template that wants it. What is put there is taken literally, braces and all, but can't write the
+    template's own tags (``<response>``) nor the control tokens of widespread chat templates: they get a backslash (`Escape`). Other braces
+    mean themselves unless they enclose a single word.
     """
 
     name: str
@@ -59,12 +69,16 @@ class Template:
     @property
     def identity(self) -> str:
         """Name, and a hash of the words: labels of other words are other labels."""
-        return f"{self.name}:{hashlib.blake2b(self._text.encode(), digest_size=6).hexdigest()}"
+        return f"{self.name}:{digest(self._text)}"
 
     def render(self, texts: Mapping[str, str]) -> str:
-        """The whole text, with ``texts`` in their places."""
-        pieces = re.split(r"\{(\w+)\}", self._text)  # text, place, text, place, ..., text
-        return "".join(texts[piece] if i % 2 else piece for i, piece in enumerate(pieces))
+        """The whole text, with ``texts`` in their places, escaped."""
+        pieces, escape = re.split(r"\{(\w+)\}", self._text), _escape(self._text)  # text, place, text, place, ..., text
+        return "".join(escape(texts[piece]) if i % 2 else piece for i, piece in enumerate(pieces))
+
+    def ask(self, prompt: Prompt, **texts: str) -> str:
+        """The question about a prompt and what was said to it, ``texts`` by their places."""
+        return self.render({"prompt": text_of(prompt), OPTIONAL: prompt.reference or "(none given)", **texts})
 
     @property
     def _text(self) -> str:
@@ -74,13 +88,24 @@ class Template:
         expected, found = PLACES[protocol], re.findall(r"\{(\w+)\}", self._text)
         shown = " and ".join(f"{{{place}}}" for place in expected)
         for place in found:
-            if place not in expected:
+            if place not in (*expected, OPTIONAL):
                 raise UserError(f"{where}: {{{place}}} is no place of a {protocol} template, which has {shown}.{_nearest(place, expected)}")
         for place in expected:
             if found.count(place) != 1:
                 raise UserError(
                     f"{where}: a {protocol} template has {shown} once each, but {{{place}}} is there {found.count(place)} times."
                 )
+
+
+def digest(text: str) -> str:
+    """A hash that is short enough for a name."""
+    return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
+
+
+@lru_cache
+def _escape(words: str) -> Escape:
+    """What no text in a template of these words may write."""
+    return Escape(tags=[tag[:-1] for tag in re.findall(r"</?[\w-]+>", words)], tokens=CONTROLS)
 
 
 def text_of(prompt: Prompt) -> str:

@@ -1,8 +1,8 @@
 """Chunks of records to one record."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,14 +16,16 @@ Record = TypeVar("Record", bound=TensorRecord)
 def join(chunks: Sequence[Record]) -> Record:
     """One record of all rows, in order: prompts are padded on the left, responses on the right, tuples strung together.
 
-    Fields that are neither tensors nor tuples are the first chunk's.
+    Fields that are neither tensors, by name or alone, nor tuples are the first chunk's.
     """
     letters = {name: axes for name, _, axes in chunks[0].tensors()}
-    joined = {}
+    joined: dict[str, Any] = {}
     for field in fields(chunks[0]):  # pyright: ignore[reportArgumentType]
         values = [getattr(chunk, field.name) for chunk in chunks]
         if field.name in letters:
             joined[field.name] = _stack(values, letters[field.name])
+        elif isinstance(values[0], Mapping):
+            joined[field.name] = {name: _stack([value[name] for value in values], letters[f"{field.name}.{name}"]) for name in values[0]}
         elif isinstance(values[0], tuple):
             joined[field.name] = tuple(item for value in values for item in value)
         else:

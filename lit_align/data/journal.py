@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import os
+from collections import defaultdict
 from pathlib import Path
 from typing import Any, NamedTuple, final
 
@@ -25,6 +26,8 @@ class _Labels(NamedTuple):
     scores: list[float | None]  # [K]; None where invalid
     preferences: list[list[float | None]] | None  # [K, K]; None where not asked
     mass: list[float | None] | None = None  # [K]
+    parts: dict[str, list[float | None]] | None = None  # [K] each
+    seen_first: list[list[float | None]] | None = None  # [K, K]; None where not asked
 
 
 @final
@@ -70,7 +73,8 @@ class LabelJournal:
         call, committed to disk, then returned. First answer and replay are equal to the bit.
 
         A prompt's labels are those of (``stream.name``, ``stream.rollout``, prompt id, occurrence), if its content, its
-        reference, its responses and the annotator's ``identity`` and ``version`` are what they were then; else it is asked for again.
+        reference, its ``meta``, its responses and the annotator's ``identity`` and ``version`` are what they were then; else it is asked
+        for again. Every line says the identity: of a judge, with the hash of its template's words.
 
         Raises:
             UserError: if the annotator's answer has the wrong shape, or an infinite or NaN score that it calls valid, or a
@@ -83,16 +87,17 @@ class LabelJournal:
             if self._file.closed:
                 raise ValueError("This journal is closed: a label could not be committed before it is used.")
             asked = rollouts.rows(missing)
-            self._commit([keys[row] for row in missing], _labels(annotator.annotate(asked), asked, annotator))
+            labels = _labels(annotator.annotate(asked), asked, annotator)
+            self._commit([keys[row] for row in missing], labels, annotator.identity)
         return _annotation([self._known[key] for key in keys], rollouts, version)
 
     def close(self) -> None:
         """Close the file."""
         self._file.close()
 
-    def _commit(self, keys: list[_Key], labels: list[_Labels]) -> None:
+    def _commit(self, keys: list[_Key], labels: list[_Labels], who: str) -> None:
         lines = [
-            {**key._asdict(), **label._asdict(), "labels": len(label.scores)}  # flat, so that it can be read as a table
+            {**key._asdict(), **label._asdict(), "labels": len(label.scores), "annotator": who}  # flat, so that it can be read as a table
             for key, label in zip(keys, labels, strict=True)
         ]
         self._file.write("".join(json.dumps(line, allow_nan=False) + "\n" for line in lines).encode())
@@ -109,7 +114,7 @@ class LabelJournal:
             try:
                 line: dict[str, Any] = json.loads(text)
                 key = _Key(**{name: line[name] for name in _Key._fields})
-                self._known[key] = _Labels(line["scores"], line["preferences"], line.get("mass"))
+                self._known[key] = _Labels(*(line.get(name) for name in _Labels._fields))
                 self._labels_read += line["labels"]
             except (ValueError, KeyError, TypeError) as error:
                 raise UserError(
@@ -123,8 +128,9 @@ def _key(rollouts: Rollouts, row: int, stream: Stream, annotator: Annotator) -> 
     prompt = rollouts.prompts[row]
     content = prompt.content if isinstance(prompt.content, str) else [dict(message) for message in prompt.content]
     who = [annotator.identity, annotator.version]
-    said = json.dumps([content, prompt.reference, rollouts.texts[row], who], sort_keys=True)
-    digest = hashlib.blake2b(said.encode(), digest_size=16).hexdigest()
+    said = [content, prompt.reference, dict(prompt.meta), rollouts.texts[row], who]
+    text = json.dumps(said, sort_keys=True, default=lambda value: type(value).__name__)  # an image's repr is another one in every process
+    digest = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
     return _Key(stream.name, stream.rollout, prompt.id, int(rollouts.occurrences[row]), digest)
 
 
@@ -149,23 +155,28 @@ def _labels(answer: Annotation, asked: Rollouts, annotator: Annotator) -> list[_
             f"{who}.annotate should return finite scores where valid is True, but the score of prompt {row}, response {k} of its chunk "
             f"(counted from 0) is {scores[row, k].item()}. Set valid=False where there is no score."
         )
+    for name, said in (("preferences", answer.preferences), ("seen_first", answer.seen_first)):
+        if said is not None and not ((said >= 0) & (said <= 1)).where(~said.isnan(), True).all():
+            known = said[~said.isnan()]
+            raise UserError(
+                f"{who}.annotate should return {name} that are probabilities, or NaN where not asked, but they range from "
+                f"{known.min().item()} to {known.max().item()}. Return P(i beats j) in [0, 1]."
+            )
     score_rows = _rows_with_none(scores, valid)
-    mass_rows: list[Any] = [None] * prompts
-    if answer.mass is not None:
-        mass = answer.mass.detach().float().cpu()  # [B, K]
-        mass_rows = _rows_with_none(mass, mass.isfinite())
-    if answer.preferences is None:
-        return [_Labels(scores=s, preferences=None, mass=m) for s, m in zip(score_rows, mass_rows, strict=True)]
-    preferences = answer.preferences.detach().float().cpu()  # [B, K, K]
-    is_asked = ~preferences.isnan()
-    if not ((preferences >= 0) & (preferences <= 1)).where(is_asked, True).all():
-        worst = preferences[is_asked]
-        raise UserError(
-            f"{who}.annotate should return preferences that are probabilities, or NaN where not asked, but they range from "
-            f"{worst.min().item()} to {worst.max().item()}. Return P(i beats j) in [0, 1]."
-        )
-    preference_rows = _rows_with_none(preferences, is_asked)
-    return [_Labels(scores=s, preferences=p, mass=m) for s, p, m in zip(score_rows, preference_rows, mass_rows, strict=True)]
+    preference_rows, mass_rows, first_rows = map(_optional_rows, (answer.preferences, answer.mass, answer.seen_first))
+    parts = {name: _optional_rows(part) for name, part in answer.parts.items()}
+    return [
+        _Labels(score_rows[b], preference_rows[b], mass_rows[b], {name: part[b] for name, part in parts.items()} or None, first_rows[b])
+        for b in range(prompts)
+    ]
+
+
+def _optional_rows(values: Tensor | None) -> Any:
+    """Nested lists with None for what is not finite; None at every row if there are no values."""
+    if values is None:
+        return defaultdict(lambda: None)
+    values = values.detach().float().cpu()
+    return _rows_with_none(values, values.isfinite())
 
 
 def _rows_with_none(values: Tensor, known: Tensor) -> list[Any]:
@@ -181,14 +192,24 @@ def _annotation(labels: list[_Labels], rollouts: Rollouts, version: int) -> Anno
     prompts, responses = rollouts.response_tokens.shape[:2]
     scores = _tensor([label.scores for label in labels]).reshape(prompts, responses)
     valid = ~scores.isnan()
-    preferences = None
-    if any(label.preferences is not None for label in labels):
-        not_asked = [[None] * responses] * responses
-        preferences = _tensor([label.preferences or not_asked for label in labels]).reshape(prompts, responses, responses)
-    mass = None
-    if any(label.mass is not None for label in labels):
-        mass = _tensor([label.mass or [None] * responses for label in labels]).reshape(prompts, responses)
-    return Annotation(scores=scores.where(valid, 0.0), valid=valid, preferences=preferences, mass=mass, annotator_version=version)
+    unknown: list[Any] = [None] * responses
+
+    def known(name: str, without: list[Any]) -> Tensor | None:
+        rows = [getattr(label, name) for label in labels]
+        if all(row is None for row in rows):
+            return None
+        return _tensor([without if row is None else row for row in rows])
+
+    names = dict.fromkeys(name for label in labels for name in label.parts or {})  # in their order
+    return Annotation(
+        scores=scores.where(valid, 0.0),
+        valid=valid,
+        preferences=known("preferences", [unknown] * responses),
+        seen_first=known("seen_first", [unknown] * responses),
+        mass=known("mass", unknown),
+        parts={name: _tensor([(label.parts or {}).get(name, unknown) for label in labels]) for name in names},
+        annotator_version=version,
+    )
 
 
 def _tensor(rows: list[Any]) -> Tensor:

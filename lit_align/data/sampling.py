@@ -14,7 +14,7 @@ from lit_align.data.collate import join
 from lit_align.data.journal import LabelJournal
 from lit_align.data.lock import lock_run
 from lit_align.data.pool import LongPrompts
-from lit_align.functional.distributed import global_mean, global_std, global_sum
+from lit_align.functional.distributed import gathered, global_mean, global_std, global_sum
 from lit_align.types import Annotation, Annotator, EncodedPrompt, PromptSource, Rollouts, Sampler, Samples, Stream, UserError
 
 Chunks = list[tuple[Rollouts, Annotation]]
@@ -187,6 +187,10 @@ class SamplingDataModule(AlignmentDataModule, ABC):
             known = annotation.mass.isfinite()
             if global_sum(known.sum()):
                 self.aligner.log_rollout({"labels/option_mass": global_mean(annotation.mass.where(known, 0.0), known)})
+        for name in sorted(set().union(*gathered(list(annotation.parts)))):  # a rank that asked about nothing has none
+            part = annotation.parts.get(name, torch.zeros_like(annotation.scores[:0]))
+            if global_sum(part.isfinite().sum()):
+                self.aligner.log_rollout({f"reward/{name}": global_mean(part, part.isfinite())})
         for name in datasets_of(self.prompts):
             of_it = valid & torch.tensor([dataset == name for dataset in datasets], dtype=torch.bool, device=valid.device).unsqueeze(-1)
             if global_sum(of_it.sum()):  # the same everywhere: what nobody scored is left out

@@ -39,7 +39,7 @@ from lit_align.functional.preference import (
 )
 from lit_align.functional.reward_model import bradley_terry_loss, plackett_luce_loss, smoothed_labels
 from lit_align.functional.sail import answer_law_loss, label_law_loss, leave_row_out, own_labels
-from lit_align.functional.verdicts import centred_score, expected_score, swap_averaged
+from lit_align.functional.verdicts import centred_score, expected_score, most_likely_score, settled, swap_averaged, weighted_mean
 
 __all__ = [
     "all_pairs_from_preferences",
@@ -83,6 +83,7 @@ __all__ = [
     "leave_row_out",
     "log_odds",
     "mean_per_response",
+    "most_likely_score",
     "overlong_penalty",
     "own_labels",
     "plackett_luce_loss",
@@ -90,6 +91,7 @@ __all__ = [
     "reverse_kl",
     "same_tokens",
     "sequence_clipped_surrogate",
+    "settled",
     "simpo_loss",
     "slic_loss",
     "smoothed_labels",
@@ -98,5 +100,6 @@ __all__ = [
     "swap_averaged",
     "token_logps",
     "vocabulary_logps",
+    "weighted_mean",
     "within_group_variance",
 ]

@@ -4,11 +4,15 @@ Collectives: every rank must call them, in the same order, with tensors of the s
 (``global_mean`` and ``global_std`` take any shape: what travels is a few numbers). All ranks get the same bits.
 """
 
+from typing import Any, TypeVar
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from lit_align.functional.logprobs import full_precision
+
+T = TypeVar("T")
 
 
 def global_sum(value: Tensor) -> Tensor:
@@ -60,6 +64,19 @@ def global_std(values: Tensor, valid: Tensor) -> Tensor:
     tensor(1.)
     """
     return _moments(values, valid)[1].sqrt().to(full_precision(values).dtype)
+
+
+def gathered(value: T) -> list[T]:
+    """The value of every rank, in their order; anything that can be pickled, such as tensors of different lengths.
+
+    >>> gathered("mine")
+    ['mine']
+    """
+    found: list[Any] = [value]
+    if world_size() > 1:
+        found *= world_size()
+        dist.all_gather_object(found, value)
+    return found
 
 
 def world_size() -> int:

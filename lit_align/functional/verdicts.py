@@ -25,6 +25,23 @@ def expected_score(option_logps: Tensor) -> Tensor:
     return (option_logps.softmax(-1) * values).sum(-1)
 
 
+def most_likely_score(option_logps: Tensor) -> Tensor:
+    """The likeliest of the scores 1 to n, the mean of those that share the first place.
+
+    Args:
+        option_logps: log-prob of each option from 1 to n in nats, up to a constant, ``[..., n]``.
+
+    Returns:
+        Scores, ``[...]``; NaN where no option has any mass.
+
+    >>> most_likely_score(torch.tensor([[0.1, 0.5, 0.4], [0.4, 0.2, 0.4]]).log())
+    tensor([2., 2.])
+    """
+    known = option_logps > -torch.inf
+    first = (option_logps == option_logps.amax(-1, keepdim=True)) & known
+    return expected_score(torch.zeros_like(option_logps).masked_fill(~first, -torch.inf))
+
+
 def centred_score(scores: Tensor, best: int = 10) -> Tensor:
     r"""Scores from 1 to ``best`` on a scale from -1 to 1: ``(s - 5.5) / 4.5`` for 10.
 
@@ -55,4 +72,42 @@ def swap_averaged(first_logps: Tensor, second_logps: Tensor, *, tie_margin: floa
     tensor(0.5000)
     """
     p = (first_logps.softmax(-1)[..., 0] + second_logps.softmax(-1)[..., 1]) / 2
-    return p.masked_fill((p - 0.5).abs() <= tie_margin, 0.5)
+    return settled(p, tie_margin=tie_margin)
+
+
+def settled(p: Tensor, *, tie_margin: float = 0.0, hard: bool = False) -> Tensor:
+    """P(a beats b) with ties at exactly 1/2 and, where ``hard``, every other pair at 0 or 1.
+
+    Args:
+        p: probabilities, any shape; NaN stays NaN.
+        tie_margin: ``|p - 1/2|`` up to which it is a tie.
+        hard: keep the winner only.
+
+    >>> settled(torch.tensor([0.2, 0.501, 0.9]), tie_margin=0.01, hard=True)
+    tensor([0.0000, 0.5000, 1.0000])
+    """
+    p = p.masked_fill((p - 0.5).abs() <= tie_margin, 0.5)
+    return p.where((p == 0.5) | p.isnan(), (p > 0.5).to(p.dtype)) if hard else p
+
+
+def weighted_mean(values: Tensor, weights: Tensor, known: Tensor) -> Tensor:
+    r"""Mean over the last axis of what is known; the rest drops out of both sums.
+
+    .. math:: \bar v = \frac{\sum_{i \in known} w_i v_i}{\sum_{i \in known} w_i}
+
+    Multiplying all weights by one number changes nothing, nor does an item of which nothing is known. Source: the reward of a checklist,
+    Viswanathan et al. 2025, https://arxiv.org/abs/2507.18624.
+
+    Args:
+        values: ``[..., n]``; anything where not known.
+        weights: positive, ``[n]`` or ``[..., n]``.
+        known: bool, ``[..., n]``.
+
+    Returns:
+        Means, ``[...]``; NaN where nothing is known.
+
+    >>> weighted_mean(torch.tensor([1.0, 0.0, torch.nan]), torch.tensor([3.0, 1.0, 9.0]), torch.tensor([True, True, False]))
+    tensor(0.7500)
+    """
+    counted = weights.expand_as(values).where(known, 0.0)
+    return (values.where(known, 0.0) * counted).sum(-1) / counted.sum(-1)

@@ -1,8 +1,11 @@
 """The examples of docs/annotator.md do what the page says."""
 
+import json
+import math
 import re
 import sys
 from dataclasses import replace
+from inspect import signature
 from pathlib import Path
 
 import pytest
@@ -10,7 +13,8 @@ import torch
 import yaml
 from jsonargparse import ArgumentParser
 
-from lit_align.annotators import RewardModelAnnotator, ScoringJudge
+from lit_align import annotators
+from lit_align.annotators import Checklist, PairwiseJudge, RewardModelAnnotator, Rubric, ScoringJudge
 from lit_align.types import Annotator, Prompt
 from tests.annotators.worlds import Fake, rollouts
 
@@ -27,13 +31,67 @@ def annotator_of(content):
     return parser.instantiate(parser.parse_object({"annotator": yaml.safe_load(content)["data"]["init_args"]["annotator"]})).annotator
 
 
-def test_the_annotator_of_your_own(tmp_path, monkeypatch):
-    [code] = blocks("python")
+def write_module(folder, monkeypatch, name, code):
     assert len(code.splitlines()) < 40
-    (tmp_path / "my_overlap.py").write_text(code, encoding="utf-8")
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "my_overlap", raising=False)
-    annotator = annotator_of(blocks("yaml")[-1])
+    (folder / f"{name}.py").write_text(code, encoding="utf-8")
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.delitem(sys.modules, name, raising=False)
+
+
+def test_the_judge_of_your_own(tmp_path, monkeypatch):
+    write_module(tmp_path, monkeypatch, "my_panel", blocks("python")[2])
+    judge = annotator_of(blocks("yaml")[-1])
+    assert isinstance(judge, PairwiseJudge)
+    assert judge.backend.identity == "Panel(my-judge, my-other-judge)"
+    sure, flat = (
+        Fake(lambda q: [0.0, -math.inf] if q.index("good") < q.index("poor") else [-math.inf, 0.0]),
+        Fake(lambda _: [math.log(0.5)] * 2),
+    )
+    panel = type(judge.backend)([sure, sure, flat])
+    p = PairwiseJudge(panel, "helpfulness").annotate(rollouts([["good", "poor"]])).preferences
+    assert p[0, 0, 1].item() == pytest.approx(5 / 6)
+    panel.setup(torch.device("cpu"))
+    panel.close()
+    assert flat.devices == [torch.device("cpu"), None]
+
+
+def test_what_is_judged_is_data():
+    exec(blocks("python")[0], {})  # asserts what it shows
+
+
+def test_the_rubric():
+    judge = annotator_of(blocks("yaml")[2])
+    assert isinstance(judge, Rubric)
+    assert judge.aspects.keys() == {"correct", "kind"}
+    assert judge.weights.tolist() == [3.0, 1.0]
+
+
+def test_the_checklist():
+    judge = annotator_of(blocks("yaml")[3])
+    assert isinstance(judge, Checklist)
+    [line] = blocks("json")
+    row = json.loads(line)
+    judge = Checklist(Fake(lambda _: [math.log(0.25)] * 4), verifiers=judge.verifiers)
+    asked = rollouts([["First\n the Colosseum.", "x" * 401]], [row["prompt"]])
+    annotation = judge.annotate(replace(asked, prompts=(Prompt(0, row["prompt"], meta={"checklist": row["checklist"]}),)))
+    assert annotation.scores[0].tolist() == pytest.approx([(0.5 + 2) / 3, 0.5 / 3])
+
+
+def test_the_verifier():
+    judge = annotator_of(blocks("yaml")[4])
+    asked = replace(rollouts([["So:\nAnswer: 4.", "Answer: 44"]]), prompts=(Prompt(0, "2 + 2?", reference="4."),))
+    assert judge.annotate(asked).scores.tolist() == [[1.0, 0.0]]
+    for name, arguments in re.findall(r"^\| `(\w+)\((.*?)\)` \|", PAGE, re.MULTILINE):
+        expected = ", ".join(
+            f"{p.name}={p.default}" if p.default is not p.empty else p.name
+            for p in signature(getattr(annotators, name)).parameters.values()
+        )
+        assert arguments.replace("1e-6", "1e-06") == expected, name
+
+
+def test_the_annotator_of_your_own(tmp_path, monkeypatch):
+    write_module(tmp_path, monkeypatch, "my_overlap", blocks("python")[1])
+    annotator = annotator_of(blocks("yaml")[-2])
     asked = rollouts([["Plant a tree", "a tree a tree"], ["x", "y"]])
     annotation = annotator.annotate(replace(asked, prompts=(Prompt(0, "What?", reference="plant a Tree"), Prompt(1, "Why?"))))
     torch.testing.assert_close(annotation.scores, torch.tensor([[1 - 0.06, 2 / 3 - 0.08], [0.0, 0.0]]))
@@ -58,8 +116,6 @@ def test_the_template(tmp_path):
 
 @pytest.mark.parametrize(("k", "opponents", "questions"), [(4, None, 4 * 3), (4, 2, 2 * 4), (2, None, 2)])
 def test_the_price_of_comparing(k, opponents, questions, tmp_path):
-    from lit_align.annotators import PairwiseJudge
-
     backend = Fake(lambda _: [-0.7, -0.7])
     PairwiseJudge(backend, "helpfulness", opponents=opponents).annotate(rollouts([list("abcdef"[:k])]))
     assert len(backend.questions) == questions

@@ -221,6 +221,84 @@ def test_one_response_cannot_be_compared(templates):
         PairwiseJudge(Fake(shorter_is_better), "pairwise.yaml").annotate(rollouts([["a"]]))
 
 
+# Votes and verdicts
+
+
+def of_two_minds(question):
+    """Grades the length, or by the other template its double; compares by length, or by the other template the other way."""
+    other = question.startswith("other")
+    if question.count("|") == 1:
+        return certain(len(response_of(question)) * (2 if other else 1) - 1, 10)
+    return [*reversed(shorter_is_better(question))] if other else shorter_is_better(question, 1.0)
+
+
+@pytest.fixture
+def two_templates(templates, tmp_path):
+    for name, content in (
+        ("scoring", SCORING.replace("preamble: j", "preamble: other")),
+        ("pairwise", PAIRWISE.replace("'{prompt}'", "'other{prompt}'")),
+    ):
+        (tmp_path / f"{name}2.yaml").write_text(content, encoding="utf-8")
+
+
+@pytest.mark.parametrize(("kind", "name"), [(ScoringJudge, "scoring"), (PairwiseJudge, "pairwise")])
+def test_votes_are_the_mean_over_templates(kind, name, two_templates):
+    one, other, both = (
+        kind(Fake(of_two_minds), template, **({"tie_margin": 0.0} if kind is PairwiseJudge else {})).annotate(rollouts(TEXTS))
+        for template in (f"{name}.yaml", f"{name}2.yaml", [f"{name}.yaml", f"{name}2.yaml"])
+    )
+    assert (one.scores - other.scores).abs().max() > 0.1
+    torch.testing.assert_close(both.scores, (one.scores + other.scores) / 2, atol=1e-6, rtol=0)
+    if kind is PairwiseJudge:
+        torch.testing.assert_close(both.preferences, (one.preferences + other.preferences) / 2, atol=1e-6, rtol=0, equal_nan=True)
+    alone = kind(Fake(of_two_minds), [f"{name}.yaml"])
+    assert alone.identity == kind(Fake(of_two_minds), f"{name}.yaml").identity
+    with pytest.raises(UserError, match="got an empty list"):
+        kind(Fake(of_two_minds), [])
+
+
+def test_a_vote_that_was_refused_does_not_count(two_templates):
+    backend = Fake(lambda question: [math.log(0.01)] * 10 if question.startswith("other") else of_two_minds(question))
+    with pytest.warns(UserWarning, match="6 of 12 times"):
+        both = ScoringJudge(backend, ["scoring.yaml", "scoring2.yaml"]).annotate(rollouts(TEXTS))
+    assert both.valid.all()
+    assert torch.equal(both.scores, ScoringJudge(Fake(of_two_minds), "scoring.yaml").annotate(rollouts(TEXTS)).scores)
+    assert both.mass[0, 0].item() == pytest.approx((1.0 + 0.1) / 2)
+
+
+def test_a_hard_grade_is_the_likeliest(templates):
+    def answer(question):
+        n = len(response_of(question))
+        return [math.log(0.4 if i == n - 1 else 0.6 / 9) for i in range(10)]
+
+    hard, soft = (ScoringJudge(Fake(answer), "scoring.yaml", verdict=verdict).annotate(rollouts(TEXTS)) for verdict in ("hard", "soft"))
+    grades = torch.tensor([[len(text) for text in row] for row in TEXTS]).float()
+    torch.testing.assert_close(hard.scores, (grades - 5.5) / 4.5, atol=1e-6, rtol=0)
+    assert soft.scores.std() < hard.scores.std()
+    flat = ScoringJudge(Fake(lambda _: [math.log(0.1)] * 10), "scoring.yaml", verdict="hard").annotate(rollouts(TEXTS))
+    assert (flat.scores == 0).all()
+
+
+def test_a_hard_preference_has_a_winner_or_is_a_tie(templates):
+    texts = [["a", "bbb", "cc", "d"]]
+    hard, soft = (
+        PairwiseJudge(Fake(shorter_is_better), "pairwise.yaml", verdict=verdict).annotate(rollouts(texts)).preferences
+        for verdict in ("hard", "soft")
+    )
+    expected = torch.tensor([[math.nan, 1, 1, 0.5], [0, math.nan, 0, 0], [0, 1, math.nan, 0], [0.5, 1, 1, math.nan]])
+    torch.testing.assert_close(hard[0], expected, atol=0, rtol=0, equal_nan=True)
+    off = ~torch.eye(4, dtype=torch.bool)
+    assert torch.equal((soft[0] > 0.5)[off], (hard[0] == 1)[off])
+
+
+@pytest.mark.parametrize(("kind", "name"), [(ScoringJudge, "scoring"), (PairwiseJudge, "pairwise")])
+def test_a_verdict_is_soft_or_hard(kind, name, templates):
+    with pytest.raises(UserError, match=f"{kind.__name__}: verdict should be 'soft' or 'hard', got 'firm'"):
+        kind(Fake(of_two_minds), f"{name}.yaml", verdict="firm")
+    soft, hard = (kind(Fake(of_two_minds), f"{name}.yaml", verdict=verdict).identity for verdict in ("soft", "hard"))
+    assert soft != hard
+
+
 # Judges that were trained to prefer the letter a
 
 

@@ -7,7 +7,16 @@ import pytest
 from lit_align.annotators.template import PLACES, Template, text_of
 from lit_align.types import Prompt, UserError
 
-NAMES = ["harmlessness", "helpfulness", "tldr"]
+COMMON = ["concise", "harmlessness", "helpfulness", "tldr"]
+NAMES = {
+    "scoring": sorted([*COMMON, "single", "single_reference", "two_turn", "two_turn_reference"]),
+    "pairwise": COMMON,
+    "rubric": ["general"],
+    "checklist": ["general"],
+    "constitution": ["general"],
+}
+SHIPPED = [(protocol, name) for protocol, names in NAMES.items() for name in names]
+VERDICTS = {"scoring": "from 1 ", "pairwise": "1 or 2", "rubric": "from 1 ", "checklist": "yes or no", "constitution": "1 or 2"}
 GOOD = "preamble: Judge.\nsample: '{prompt} -> {response}'\nending: 'Grade:'\n"
 
 
@@ -17,23 +26,22 @@ def write(folder, content):
 
 
 @pytest.mark.parametrize("protocol", PLACES)
-def test_every_task_is_shipped_for_every_protocol(protocol):
+def test_what_is_shipped(protocol):
     folder = files("lit_align.annotators").joinpath("templates", protocol)
-    assert sorted(file.name for file in folder.iterdir()) == [f"{name}.yaml" for name in NAMES]
+    assert sorted(file.name for file in folder.iterdir()) == [f"{name}.yaml" for name in NAMES[protocol]]
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("protocol", PLACES)
+@pytest.mark.parametrize(("protocol", "name"), SHIPPED)
 def test_a_shipped_template_delimits_its_texts_and_ends_where_the_verdict_begins(protocol, name):
-    texts = {place: f"text of {place}" for place in PLACES[protocol]}
+    places = [*PLACES[protocol], *(["reference"] if name.endswith("_reference") else [])]
+    texts = {place: f"text of {place}" for place in places}
     lines = Template.load(name, protocol).render(texts).splitlines()
     for text in texts.values():
         at = lines.index(text)
         assert lines[at - 1].startswith("<")
         assert lines[at + 1] == lines[at - 1].replace("<", "</")
     assert lines[-1].endswith(":")
-    options = "1 or 2" if protocol == "pairwise" else "from 1 "
-    assert options in lines[-4] + lines[-3]
+    assert VERDICTS[protocol] in lines[-4] + lines[-3]
     assert any("Follow no instruction" in line for line in lines)
 
 
@@ -41,6 +49,12 @@ def test_texts_are_taken_literally(tmp_path):
     template = Template.load(write(tmp_path, GOOD), "scoring")
     texts = {"prompt": "{response} {0} %s \\1 {{", "response": "{prompt} }{ {response} \\g<0>\n$x"}
     assert template.render(texts) == f"Judge.\n\n{texts['prompt']} -> {texts['response']}\n\nGrade:"
+
+
+def test_the_reference_is_a_place_of_any_template(tmp_path):
+    template = Template.load(write(tmp_path, GOOD.replace("Judge.", "'Known: {reference}.'")), "scoring")
+    assert template.ask(Prompt(0, "p", reference="42"), response="r") == "Known: 42.\n\np -> r\n\nGrade:"
+    assert template.ask(Prompt(0, "p"), response="r") == "Known: (none given).\n\np -> r\n\nGrade:"
 
 
 def test_other_braces_mean_themselves(tmp_path):
@@ -78,7 +92,8 @@ def test_a_mistake_is_named(content, message, tmp_path):
 
 def test_a_template_that_is_not_there():
     with pytest.raises(
-        UserError, match=r"no pairwise template 'helpfulnes': expected one of harmlessness, helpfulness, tldr, .* mean 'helpfulness'"
+        UserError,
+        match=r"no pairwise template 'helpfulnes': expected one of concise, harmlessness, helpfulness, tldr, .* mean 'helpfulness'",
     ):
         Template.load("helpfulnes", "pairwise")
     with pytest.raises(UserError, match=r"readable .yaml file, got 'nowhere.yaml'"):

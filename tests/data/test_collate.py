@@ -90,3 +90,18 @@ def test_responses_to_the_prompts_of_two_chunks_are_as_many() -> None:
     three = make_rollouts([[4]], [[[1], [1], [1]]], pad_id=0)
     with pytest.raises(RuntimeError, match="Sizes of tensors must match"):
         join([marked([0]), three])
+
+
+def test_parts_of_scores_are_joined_by_their_names() -> None:
+    def annotation(start: float, rows: int) -> Annotation:
+        scores = torch.arange(rows * 2).view(rows, 2) + start
+        return Annotation(scores=scores, valid=scores >= 0, parts={"a": scores + 0.5, "b": -scores})
+
+    joined = join([annotation(0.0, 1), annotation(10.0, 2)])
+    assert joined.parts["a"].tolist() == [[0.5, 1.5], [10.5, 11.5], [12.5, 13.5]]
+    assert joined.parts["b"].tolist() == [[0.0, -1.0], [-10.0, -11.0], [-12.0, -13.0]]
+    picked = joined.rows([2, 0])
+    assert picked.parts["a"].tolist() == [[12.5, 13.5], [0.5, 1.5]]
+    assert {tensor.device.type for _, tensor, _ in joined.to("meta").tensors()} == {"meta"}
+    with pytest.raises(ValueError, match=r"Annotation\.parts\.a has B = 2, but scores has B = 1"):
+        Annotation(scores=torch.zeros(1, 2), valid=torch.ones(1, 2, dtype=torch.bool), parts={"a": torch.zeros(2, 2)})

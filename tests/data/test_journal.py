@@ -228,10 +228,11 @@ def test_a_spoilt_line_is_named(opened, tmp_path):
         rollouts(contents=["prompt 9223372036854775807", "changed", "prompt 8"]),
         rollouts(contents=["prompt 9223372036854775807", ({"role": "user", "content": "prompt 7"},), "prompt 8"]),
         replace(rollouts(), prompts=(rollouts().prompts[0], Prompt(7, "prompt 7", reference="changed"), rollouts().prompts[2])),
+        replace(rollouts(), prompts=(rollouts().prompts[0], Prompt(7, "prompt 7", meta={"a": 1}), rollouts().prompts[2])),
         rollouts(ids=(2**63 - 1, 6, 8), contents=["prompt 9223372036854775807", "prompt 7", "prompt 8"]),
         replace(rollouts(), occurrences=torch.tensor([0, 1, 0])),
     ],
-    ids=["text", "order of texts", "prompt", "text to messages", "reference", "id", "occurrence"],
+    ids=["text", "order of texts", "prompt", "text to messages", "reference", "meta", "id", "occurrence"],
 )
 def test_what_changed_is_asked_again_and_the_new_label_wins(changed, opened):
     journal, oracle = opened(), Oracle()
@@ -432,13 +433,64 @@ def test_the_mass_of_a_judge_is_kept(tmp_path):
         torch.testing.assert_close(mass, Massive.mass, atol=0, rtol=0, equal_nan=True)
 
 
+PARTS = {"true": torch.tensor([[0.5, math.nan], [0.1, 0.2], [0.3, 1 / 3]]), "short": torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])}
+
+
+class Parted(Annotator):
+    """Two parts, of which one is unknown of a response."""
+
+    identity = "Parted(template:0123456789ab)"
+
+    def annotate(self, rollouts: Rollouts) -> Annotation:
+        return Annotation(scores=PARTS["short"], valid=torch.ones(3, 2, dtype=torch.bool), parts=PARTS)
+
+
+def test_the_parts_of_a_score_are_kept(opened, tmp_path):
+    first = opened().annotate(Parted(), rollouts(), TRAIN)
+    resumed = opened()
+    replayed = resumed.annotate(Parted(), rollouts(), TRAIN)
+    assert resumed.labels_written == 0
+    for annotation in (first, replayed):
+        assert list(annotation.parts) == ["true", "short"]
+        for name, part in annotation.parts.items():
+            torch.testing.assert_close(part, PARTS[name], atol=0, rtol=0, equal_nan=True)
+    assert lines(tmp_path)[0]["parts"] == {"true": [0.5, None], "short": [1.0, 2.0]}
+    assert opened(name="other").annotate(Oracle(), rollouts(), TRAIN).parts == {}
+
+
+def test_a_part_of_the_wrong_shape_is_refused(opened):
+    class Narrow(Annotator):
+        def annotate(self, rollouts):
+            wrong = {"true": torch.zeros(3, 2), "short": torch.zeros(2, 2)}
+            return Annotation(scores=torch.zeros(3, 2), valid=torch.ones(3, 2, dtype=torch.bool), parts=wrong)
+
+    with pytest.raises(ValueError, match=r"parts\.short has B = 2"):
+        opened().annotate(Narrow(), rollouts(), TRAIN)
+
+
+def test_every_line_says_who_labelled(opened, tmp_path):
+    opened().annotate(Parted(), rollouts(), TRAIN)
+    assert [line["annotator"] for line in lines(tmp_path)] == ["Parted(template:0123456789ab)"] * 3
+
+
+def test_what_json_cannot_hold_is_no_other_prompt_in_another_process(opened):
+    class Image:
+        """Prints its address."""
+
+    def asked():
+        return replace(rollouts(), prompts=tuple(replace(p, meta={"image": Image(), "at": 1}) for p in rollouts().prompts))
+
+    first = opened().annotate(Oracle(), asked(), TRAIN)
+    assert_bit_equal(opened().annotate(Never(), asked(), TRAIN), first)
+
+
 def test_a_line_without_mass_is_still_a_line(tmp_path):
     path = tmp_path / "labels-0.jsonl"
     journal = LabelJournal(tmp_path, 0)
     first = journal.annotate(Oracle(), rollouts(), TRAIN)
     journal.close()
     lines = [json.loads(line) for line in path.read_text().splitlines()]
-    assert all(line.pop("mass") is None for line in lines)
+    assert all(line.pop("mass") is line.pop("parts") is None for line in lines)
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     again = LabelJournal(tmp_path, 0)
     replayed = again.annotate(Never(), rollouts(), TRAIN)

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from lit_align.functional import centred_score, expected_score, swap_averaged
+from lit_align.functional import centred_score, expected_score, most_likely_score, settled, swap_averaged, weighted_mean
 
 LOGPS = torch.randn(50, 10, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 3
 
@@ -61,3 +61,26 @@ def test_a_tie_is_exactly_half_and_nan_stays():
     assert p[0].item() == 0.5
     assert p[1].item() == pytest.approx(0.501, abs=1e-9)
     assert p[2].isnan()
+
+
+def test_the_likeliest_score_is_shared_by_those_that_tie():
+    p = torch.tensor([[0.2, 0.5, 0.3], [0.4, 0.2, 0.4], [1 / 3, 1 / 3, 1 / 3], [0.0, 0.0, 1.0]], dtype=torch.float64)
+    assert most_likely_score(p.log()).tolist() == [2.0, 2.0, 2.0, 3.0]
+    torch.testing.assert_close(most_likely_score(p.log()), most_likely_score(p.log() - 7.0))
+    assert most_likely_score(torch.full((3,), -math.inf)).isnan()
+
+
+def test_a_hard_verdict_keeps_winner_ties_and_what_is_unknown():
+    p = torch.tensor([0.0, 0.49, 0.4999, 0.5, 0.51, 1.0, math.nan], dtype=torch.float64)
+    hard = settled(p, tie_margin=1e-3, hard=True)
+    assert hard[:-1].tolist() == [0.0, 0.0, 0.5, 0.5, 1.0, 1.0]
+    assert hard[-1].isnan()
+    assert settled(p)[:-1].tolist() == p[:-1].tolist()
+
+
+def test_what_is_not_known_drops_out_of_a_weighted_mean():
+    values = torch.tensor([[1.0, 3.0, math.nan], [1.0, 3.0, 8.0]], dtype=torch.float64)
+    weights = torch.tensor([3.0, 1.0, 2.0], dtype=torch.float64)
+    assert weighted_mean(values, weights, values.isfinite()).tolist() == [1.5, 22 / 6]
+    torch.testing.assert_close(weighted_mean(values, 5 * weights, values.isfinite()), weighted_mean(values, weights, values.isfinite()))
+    assert weighted_mean(values, weights, values < 0).isnan().all()
