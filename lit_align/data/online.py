@@ -9,12 +9,16 @@ import torch
 from filelock import FileLock
 
 from lit_align.data.base import AlignmentDataModule, datasets_of
+from lit_align.data.budget import Budget
 from lit_align.data.collate import join
+from lit_align.data.costs import Costs
 from lit_align.data.dynamic import groups_with_spread
 from lit_align.data.journal import LabelJournal
 from lit_align.data.lock import lock_run
 from lit_align.data.pool import LongPrompts
+from lit_align.data.spend import Price, Spend
 from lit_align.functional.distributed import global_mean, global_std, global_sum
+from lit_align.metering import Meter, current_meter, metered
 from lit_align.types import (
     AlignmentBatch,
     Annotation,
@@ -52,6 +56,11 @@ class OnlineDataModule(AlignmentDataModule):
         max_prompt_tokens: longest prompt; None is what the context leaves beside the response.
         long_prompts: what becomes of longer prompts.
         seed: of the order of prompts, of sampling and of dropout.
+        prices: of the models that annotators ask, by name.
+        budget: what may be used for labels.
+
+    Attributes:
+        spent: what the labels of the latest rollout cost, on all ranks.
     """
 
     def __init__(
@@ -73,6 +82,8 @@ class OnlineDataModule(AlignmentDataModule):
         max_prompt_tokens: int | None = None,
         long_prompts: LongPrompts = "drop",
         seed: int = 0,
+        prices: dict[str, Price] | None = None,
+        budget: Budget | None = None,
     ) -> None:
         super().__init__(
             prompts, eval_prompts, prompts_per_rollout, micro_batch_prompts, inner_epochs, max_prompt_tokens, long_prompts, seed
@@ -82,7 +93,9 @@ class OnlineDataModule(AlignmentDataModule):
         self.eval_sampler = sampler if eval_sampler is None else eval_sampler
         self.missing_eos_penalty, self.chunk_prompts = missing_eos_penalty, chunk_prompts
         self.max_extra_prompts = max_extra_prompts
+        self.prices, self.budget, self.spent = prices or {}, budget, Spend()
         self._journal: LabelJournal | None = None
+        self._costs: Costs | None = None
         self._lock: FileLock | None = None  # on the first rank
 
     @property
@@ -110,6 +123,7 @@ class OnlineDataModule(AlignmentDataModule):
                 self._lock = lock_run(Path(self._trainer.default_root_dir))
             self._trainer.strategy.barrier()  # nobody reads or mends the journal of a run that goes on
             self._journal = LabelJournal(Path(self._trainer.default_root_dir) / "journal", self._trainer.global_rank)
+            self._costs = Costs(self._trainer, self._journal, self.prices, self.budget)
             self._trainer.strategy.barrier()  # every rank has read the files of all before anyone appends
         if self.eval_annotator is not None and self.eval_prompts is not None:
             self.eval_annotator.setup(device)
@@ -117,8 +131,7 @@ class OnlineDataModule(AlignmentDataModule):
     def make_rollout(self, number: int, prompts: list[EncodedPrompt]) -> AlignmentBatch:
         """Sample and annotate chunk by chunk, then let the algorithm prepare the whole."""
         stream, chunks, device = Stream(self.seed, "train", number), [], self._trainer.strategy.root_device
-        self.tell("start", number, len(prompts) * self.responses_per_prompt)
-        with self._trainer.precision_plugin.forward_context(), self.aligner.policy.inference():
+        with metered(self._begin(stream, len(prompts))), self._trainer.precision_plugin.forward_context(), self.aligner.policy.inference():
             said = self._label(prompts, stream, chunks)
             kept = self._search(said, stream, chunks) if self.max_extra_prompts else range(len(prompts))
             rollouts, annotation = join([r for r, _ in chunks]), join([a for _, a in chunks]).to(device)
@@ -129,6 +142,13 @@ class OnlineDataModule(AlignmentDataModule):
             batch, diagnostics = self.aligner.prepare_rollout(batch, self.needs, self.micro_batch_prompts)
         self.tell("end", rollouts, annotation, batch, diagnostics)
         return batch.to("cpu")
+
+    def _begin(self, stream: Stream, prompts: int) -> Meter:
+        """Who is told what a rollout costs, if the budget has room for it; then callbacks hear that it starts."""
+        k = self.responses_per_prompt
+        meter = self.costs.admit(stream, (self.prompts_per_rollout + self.max_extra_prompts) * k)
+        self.tell("start", stream.rollout, prompts * k)
+        return meter
 
     def _label(self, prompts: list[EncodedPrompt], stream: Stream, chunks: list[tuple[Rollouts, Annotation]]) -> Annotation:
         """Answer and annotate, adding to ``chunks``; what was said of these prompts."""
@@ -156,7 +176,8 @@ class OnlineDataModule(AlignmentDataModule):
         policy = self.aligner.policy
         with self._trainer.precision_plugin.forward_context(), policy.inference():
             rollouts = self.eval_sampler.sample(policy, prompts, self.eval_responses_per_prompt, Stream(self.seed, "eval", 0))
-        annotation = self.eval_annotator.annotate(rollouts) if self.eval_annotator is not None else None
+        with metered(current_meter() if self._costs is None else self._costs.ledger):
+            annotation = self.eval_annotator.annotate(rollouts) if self.eval_annotator is not None else None
         return Samples(rollouts, annotation, datasets_of(self.eval_prompts))
 
     @property
@@ -170,6 +191,9 @@ class OnlineDataModule(AlignmentDataModule):
             self._journal.close()
             self._journal = None
             self.annotator.close()
+        if self._costs is not None:
+            self._costs.close()
+            self._costs = None
         if self._lock is not None:
             self._lock.release()
             self._lock = None
@@ -187,6 +211,13 @@ class OnlineDataModule(AlignmentDataModule):
             raise RuntimeError("The journal is open only while fitting.")
         return self._journal
 
+    @property
+    def costs(self) -> Costs:
+        """What is spent on labels; open as long as the journal."""
+        if self._costs is None:
+            raise RuntimeError("Costs are counted only while fitting.")
+        return self._costs
+
     def _report(self, number: int, rollouts: Rollouts, annotation: Annotation) -> None:
         """Log what was sampled and said; stop where nothing could be labelled."""
         valid = annotation.valid
@@ -197,17 +228,18 @@ class OnlineDataModule(AlignmentDataModule):
                 "from. Its first failure is in the warnings above; try it on one prompt by hand."
             )
         everything = torch.ones_like(rollouts.finished)
-        written = torch.tensor(self.journal.labels_written, device=valid.device)
         self.aligner.log_rollout(
             {
                 "reward/mean": global_mean(annotation.scores, valid),
                 "reward/std": global_std(annotation.scores, valid),
                 "response/length": global_mean(rollouts.response_mask.sum(-1).float(), everything),
                 "response/finished": global_mean(rollouts.finished.float(), everything),
-                "labels/used": self.journal.labels_used - written + global_sum(written),
+                "labels/used": self.costs.labels_used(),
                 "labels/invalid": asked - scored,
             }
         )
+        self.spent, costs = self.costs.report(number)
+        self.aligner.log_rollout(costs)
         if annotation.mass is not None:
             known = annotation.mass.isfinite()
             self.aligner.log_rollout({"labels/option_mass": global_mean(annotation.mass.where(known, 0.0), known)})
