@@ -34,6 +34,9 @@ class Meter(ABC):
     def failed(self, attempt: int, reason: str, seconds: float, paid: bool) -> None:
         """It has no answer. ``paid``: whether the other side may have done the work and charge for it (a time-out, a cut connection)."""
 
+    def reused(self, labels: int) -> None:  # noqa: B027
+        """So many labels were found in a cache, and nothing was asked for them."""
+
 
 @final
 class Unmetered(Meter):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-CORE = {"functional", "types", "models", "metering"}
+CORE = {"functional", "types", "models", "metering", "storage"}
 GROUPS = {"generation", "annotators", "data", "algorithms", "evaluation"}
 
 # Layer -> what of ours it may import besides itself. The layer "" is lit_align/__init__.py.
@@ -18,6 +18,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "functional": set(),
     "types": set(),
     "metering": set(),
+    "storage": {"types"},
     "models": {"functional", "types"},
     **dict.fromkeys(GROUPS, CORE),
     "quickstart": CORE | GROUPS,

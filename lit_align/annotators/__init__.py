@@ -1,5 +1,6 @@
 """Annotators: what labels the policy's responses."""
 
+from lit_align.annotators.cached import Cached
 from lit_align.annotators.checklist import Checklist, Item
 from lit_align.annotators.constitution import Constitution
 from lit_align.annotators.function import FunctionAnnotator, ScoreFunction
@@ -13,6 +14,7 @@ from lit_align.annotators.template import Template
 from lit_align.annotators.verifier import Verifier
 
 __all__ = [
+    "Cached",
     "Checklist",
     "Constitution",
     "Contained",

@@ -7,6 +7,7 @@ import warnings
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from functools import partial
 from types import FunctionType
 from typing import Any, TypeVar, final
@@ -93,7 +94,7 @@ class FunctionAnnotator(Annotator):
     def _wait_for(self, coroutine: Coroutine[Any, Any, _T]) -> _T:
         self._runner = self._runner or asyncio.Runner()
         try:
-            return _outside_of_a_loop(partial(self._runner.run, coroutine))
+            return _outside_of_a_loop(partial(self._runner.run, coroutine, context=copy_context()))  # whose meter is that of now
         except BaseException:
             self.close()  # cancels the calls still waiting
             raise

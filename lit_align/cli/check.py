@@ -1,7 +1,6 @@
 """``lit-align check``: everything that a fit will do, once, before hours and labels are spent on it."""
 
 import logging
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from tempfile import TemporaryDirectory
@@ -10,7 +9,8 @@ from typing import final
 
 from lightning.pytorch import LightningModule, Trainer
 
-from lit_align.cli.trainer import AlignmentCLI, run_trainer
+from lit_align.cli.forecast import forecast
+from lit_align.cli.trainer import run_trainer
 from lit_align.types import AlignmentBatch, Annotation, Diagnostics, RolloutCallback, Rollouts, UserError
 
 LONGEST_TEXT = 60
@@ -57,7 +57,7 @@ def check(arguments: Sequence[str]) -> None:
         if int(step["train/skipped_steps"]):
             raise UserError("The training step was not taken: its loss or its gradient is not finite, or no response had a valid score.")
         print(f"One training step was taken: loss {float(step['train/loss']):.4g}.")
-        print("\n".join(_forecast(cli)))
+        print("\n".join(forecast(cli, 0 if rehearsal.annotation is None else rehearsal.annotation.scores.numel())))
     print(f"Checked in {perf_counter() - started:.0f} s; nothing was kept.")
 
 
@@ -90,22 +90,6 @@ def _show(rehearsal: Rehearsal) -> None:
     rows = zip(rehearsal.annotation.scores, rehearsal.annotation.valid, strict=True)
     if len(scores) > 1 and all(len(row[ok].unique()) < 2 for row, ok in rows):
         print("  No prompt's responses got different scores: there is nothing to learn. Look at the annotator.")
-
-
-def _forecast(cli: AlignmentCLI) -> list[str]:
-    """Labels and prompts of the run as configured."""
-    data, planned = cli.datamodule, cli.planned
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it has been said
-        lines = [f"Prompts: {data.pool_of(data.prompts, data.response_room).summary()}"]
-    prompts, k, extra = planned["prompts_per_rollout"], planned.get("responses_per_prompt", 0), planned.get("max_extra_prompts", 0)
-    if not k:
-        return [*lines, "Labels: none, this algorithm samples nothing."]
-    rollouts, each = planned["max_epochs"], (prompts + extra) * k
-    if rollouts is None or rollouts < 0:
-        return [*lines, f"Labels: {'at most ' if extra else ''}{each:,} in every rollout, and no end: set trainer.max_epochs."]
-    read = f"({prompts} + {extra} extra)" if extra else prompts
-    return [*lines, f"Labels: at most {rollouts * each:,} ({rollouts:,} rollouts x {read} prompts x {k} responses)."]
 
 
 def _short(text: str) -> str:

@@ -2,16 +2,19 @@
 
 from lit_align.data.answers import Answers, Completions, Demonstration, Labelled, Pair, Ranked
 from lit_align.data.base import AlignmentDataModule
+from lit_align.data.budget import Budget
 from lit_align.data.demonstrations import DemonstrationDataModule
 from lit_align.data.mixed import MixedDataModule
 from lit_align.data.online import OnlineDataModule
 from lit_align.data.preferences import PreferenceDataModule
 from lit_align.data.sampling import SamplingDataModule
 from lit_align.data.sources import DatasetPrompts, DatasetStream, JsonlPrompts, JsonlStream, ListPrompts, MixedPrompts, ParquetPrompts
+from lit_align.data.spend import Price
 
 __all__ = [
     "AlignmentDataModule",
     "Answers",
+    "Budget",
     "Completions",
     "DatasetPrompts",
     "DatasetStream",
@@ -27,6 +30,7 @@ __all__ = [
     "Pair",
     "ParquetPrompts",
     "PreferenceDataModule",
+    "Price",
     "Ranked",
     "SamplingDataModule",
 ]

@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any, NamedTuple, final
 
@@ -58,6 +58,9 @@ class LabelJournal:
             size = self._read(path)
             if path == own and size < path.stat().st_size:
                 os.truncate(path, size)
+        self._read_of: Counter[tuple[str, int]] = Counter()  # by stream and rollout
+        for (name, rollout, *_), count in {key[:4]: len(labels.scores) for key, labels in self._known.items()}.items():
+            self._read_of[name, rollout] += count
         self._file = own.open("ab")
         _sync_folder(folder)
 
@@ -67,6 +70,10 @@ class LabelJournal:
         process's own since. The total of a run of several ranks is ``labels_used - labels_written``, the same on each, plus
         the sum of ``labels_written`` over them."""
         return self._labels_read + self.labels_written
+
+    def labels_read_of(self, stream: Stream) -> int:
+        """How many labels of a rollout all ranks' files had at opening, the latest of each prompt; the same on every rank."""
+        return self._read_of[stream.name, stream.rollout]
 
     def annotate(self, annotator: Annotator, rollouts: Rollouts, stream: Stream) -> Annotation:
         """Labels of these rollouts on the CPU, in their order: from the journal where it has them, else asked for in one

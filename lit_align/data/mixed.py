@@ -7,6 +7,7 @@ from typing import final
 
 import torch
 
+from lit_align.data.budget import Budget
 from lit_align.data.collate import join
 from lit_align.data.fixed import require_answers
 from lit_align.data.fresh import fresh_row, picked, said_first, said_of, with_preferences, with_sampling_logps
@@ -15,7 +16,9 @@ from lit_align.data.pool import LongPrompts
 from lit_align.data.preferences import given_answers
 from lit_align.data.routes import Routes, uniforms
 from lit_align.data.sampling import Chunks, SamplingDataModule
+from lit_align.data.spend import Price
 from lit_align.functional.distributed import global_sum
+from lit_align.metering import metered
 from lit_align.types import (
     AlignmentBatch,
     Annotation,
@@ -63,6 +66,8 @@ class MixedDataModule(SamplingDataModule):
         max_prompt_tokens: longest prompt; None is what the context leaves beside the response.
         long_prompts: what becomes of longer prompts.
         seed: of the order of prompts, of the routes, of sampling, of labels and of dropout.
+        prices: of the models that annotators ask, by name.
+        budget: what may be used for labels.
 
     Raises:
         UserError: if the probabilities are none.
@@ -91,6 +96,8 @@ class MixedDataModule(SamplingDataModule):
         max_prompt_tokens: int | None = None,
         long_prompts: LongPrompts = "drop",
         seed: int = 0,
+        prices: dict[str, Price] | None = None,
+        budget: Budget | None = None,
     ) -> None:
         super().__init__(
             prompts,
@@ -109,6 +116,8 @@ class MixedDataModule(SamplingDataModule):
             max_prompt_tokens,
             long_prompts,
             seed,
+            prices,
+            budget,
         )
         self.routes, self.fixed_passes = Routes(relabel, fresh_self, fresh_annotated), fixed_passes
         self.max_response_tokens = max_response_tokens
@@ -152,8 +161,12 @@ class MixedDataModule(SamplingDataModule):
         judged, own = ([i for i, found in enumerate(sources) if found == wanted] for wanted in (Source.FRESH_ANNOTATED, Source.FRESH_SELF))
         fresh, chunks, said = [*judged, *own], Chunks(), None
         stream, device = Stream(self.seed, "train", number), self._trainer.strategy.root_device
-        self.tell("start", number, len(fresh) * self.responses_per_prompt)
-        with self._trainer.precision_plugin.forward_context(), self.aligner.policy.inference():
+        asked = int(global_sum(torch.tensor(len(judged), device=device))) * self.responses_per_prompt
+        with (
+            metered(self.begin(stream, asked, len(fresh))),
+            self._trainer.precision_plugin.forward_context(),
+            self.aligner.policy.inference(),
+        ):
             if judged:
                 said = self.label([prompts[i] for i in judged], stream, chunks, self.annotator)
             if own:

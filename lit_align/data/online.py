@@ -6,10 +6,13 @@ from typing import final
 
 import torch
 
+from lit_align.data.budget import Budget
 from lit_align.data.collate import join
 from lit_align.data.dynamic import groups_with_spread
 from lit_align.data.pool import LongPrompts
 from lit_align.data.sampling import Chunks, SamplingDataModule
+from lit_align.data.spend import Price
+from lit_align.metering import metered
 from lit_align.types import AlignmentBatch, Annotation, Annotator, EncodedPrompt, PromptSource, Sampler, Stream, UserError
 
 
@@ -36,6 +39,8 @@ class OnlineDataModule(SamplingDataModule):
         max_prompt_tokens: longest prompt; None is what the context leaves beside the response.
         long_prompts: what becomes of longer prompts.
         seed: of the order of prompts, of sampling and of dropout.
+        prices: of the models that annotators ask, by name.
+        budget: what may be used for labels.
     """
 
     def __init__(
@@ -57,6 +62,8 @@ class OnlineDataModule(SamplingDataModule):
         max_prompt_tokens: int | None = None,
         long_prompts: LongPrompts = "drop",
         seed: int = 0,
+        prices: dict[str, Price] | None = None,
+        budget: Budget | None = None,
     ) -> None:
         super().__init__(
             prompts,
@@ -75,6 +82,8 @@ class OnlineDataModule(SamplingDataModule):
             max_prompt_tokens,
             long_prompts,
             seed,
+            prices,
+            budget,
         )
         self.max_extra_prompts = max_extra_prompts
 
@@ -94,8 +103,8 @@ class OnlineDataModule(SamplingDataModule):
     def make_rollout(self, number: int, prompts: list[EncodedPrompt]) -> AlignmentBatch:
         """Sample and annotate chunk by chunk, then let the algorithm prepare the whole."""
         stream, chunks, device = Stream(self.seed, "train", number), [], self._trainer.strategy.root_device
-        self.tell("start", number, len(prompts) * self.responses_per_prompt)
-        with self._trainer.precision_plugin.forward_context(), self.aligner.policy.inference():
+        meter = self.begin(stream, (self.prompts_per_rollout + self.max_extra_prompts) * self.responses_per_prompt, len(prompts))
+        with metered(meter), self._trainer.precision_plugin.forward_context(), self.aligner.policy.inference():
             said = self.label(prompts, stream, chunks, self.annotator)
             kept = self._search(said, stream, chunks) if self.max_extra_prompts else range(len(prompts))
             rollouts, annotation = join([r for r, _ in chunks]), join([a for _, a in chunks]).to(device)

@@ -10,11 +10,15 @@ from filelock import FileLock
 from torch import Tensor
 
 from lit_align.data.base import AlignmentDataModule, datasets_of
+from lit_align.data.budget import Budget
 from lit_align.data.collate import join
+from lit_align.data.costs import Costs
 from lit_align.data.journal import LabelJournal
 from lit_align.data.lock import lock_run
 from lit_align.data.pool import LongPrompts
+from lit_align.data.spend import Price, Spend
 from lit_align.functional.distributed import gathered, global_mean, global_std, global_sum
+from lit_align.metering import Meter, current_meter, metered
 from lit_align.types import Annotation, Annotator, EncodedPrompt, PromptSource, Rollouts, Sampler, Samples, Stream, UserError
 
 Chunks = list[tuple[Rollouts, Annotation]]
@@ -40,6 +44,11 @@ class SamplingDataModule(AlignmentDataModule, ABC):
         max_prompt_tokens: longest prompt; None is what the context leaves beside the response.
         long_prompts: what becomes of longer prompts.
         seed: of the order of prompts, of sampling and of dropout.
+        prices: of the models that annotators ask, by name.
+        budget: what may be used for labels.
+
+    Attributes:
+        spent: what the labels of the latest rollout cost, on all ranks.
     """
 
     def __init__(
@@ -60,6 +69,8 @@ class SamplingDataModule(AlignmentDataModule, ABC):
         max_prompt_tokens: int | None,
         long_prompts: LongPrompts,
         seed: int,
+        prices: dict[str, Price] | None,
+        budget: Budget | None,
     ) -> None:
         super().__init__(
             prompts, eval_prompts, prompts_per_rollout, micro_batch_prompts, inner_epochs, max_prompt_tokens, long_prompts, seed
@@ -68,7 +79,9 @@ class SamplingDataModule(AlignmentDataModule, ABC):
         self.responses_per_prompt, self.eval_responses_per_prompt = responses_per_prompt, eval_responses_per_prompt
         self.eval_sampler = sampler if eval_sampler is None else eval_sampler
         self.missing_eos_penalty, self.chunk_prompts = missing_eos_penalty, chunk_prompts
+        self.prices, self.budget, self.spent = prices or {}, budget, Spend()
         self._journal: LabelJournal | None = None
+        self._costs: Costs | None = None
         self._lock: FileLock | None = None  # on the first rank
 
     @property
@@ -97,9 +110,18 @@ class SamplingDataModule(AlignmentDataModule, ABC):
                 self._lock = lock_run(Path(self._trainer.default_root_dir))
             self._trainer.strategy.barrier()  # nobody reads or mends the journal of a run that goes on
             self._journal = LabelJournal(Path(self._trainer.default_root_dir) / "journal", self._trainer.global_rank)
+            self._costs = Costs(self._trainer, self._journal, self.prices, self.budget)
             self._trainer.strategy.barrier()  # every rank has read the files of all before anyone appends
         if self.eval_annotator is not None and self.eval_prompts is not None:
             self.eval_annotator.setup(device)
+
+    @final
+    def begin(self, stream: Stream, at_most: int, prompts: int) -> Meter:
+        """Who is told what a rollout costs, if the budget has room for ``at_most`` labels on all ranks; callbacks then hear that it
+        starts, with responses to ``prompts`` prompts on this rank."""
+        meter = self.costs.admit(stream, at_most)
+        self.tell("start", stream.rollout, prompts * self.responses_per_prompt)
+        return meter
 
     def label(self, prompts: list[EncodedPrompt], stream: Stream, chunks: Chunks, annotator: Annotator | None) -> Annotation:
         """Answer and annotate, adding to ``chunks``; what was said of these prompts. Without an annotator, nothing is said."""
@@ -120,7 +142,8 @@ class SamplingDataModule(AlignmentDataModule, ABC):
         policy = self.aligner.policy
         with self._trainer.precision_plugin.forward_context(), policy.inference():
             rollouts = self.eval_sampler.sample(policy, prompts, self.eval_responses_per_prompt, Stream(self.seed, "eval", 0))
-        annotation = self.eval_annotator.annotate(rollouts) if self.eval_annotator is not None else None
+        with metered(current_meter() if self._costs is None else self._costs.ledger):
+            annotation = self.eval_annotator.annotate(rollouts) if self.eval_annotator is not None else None
         return Samples(rollouts, annotation, datasets_of(self.eval_prompts))
 
     @property
@@ -136,6 +159,9 @@ class SamplingDataModule(AlignmentDataModule, ABC):
             self._journal = None
             if self.annotator is not None:
                 self.annotator.close()
+        if self._costs is not None:
+            self._costs.close()
+            self._costs = None
         if self._lock is not None:
             self._lock.release()
             self._lock = None
@@ -153,6 +179,13 @@ class SamplingDataModule(AlignmentDataModule, ABC):
         if self._journal is None:
             raise RuntimeError("The journal is open only while fitting.")
         return self._journal
+
+    @property
+    def costs(self) -> Costs:
+        """What is spent on labels; open as long as the journal."""
+        if self._costs is None:
+            raise RuntimeError("Costs are counted only while fitting.")
+        return self._costs
 
     @final
     def report(self, number: int, annotation: Annotation, finished: Tensor, lengths: Tensor, datasets: Sequence[str]) -> None:
@@ -172,17 +205,18 @@ class SamplingDataModule(AlignmentDataModule, ABC):
                 "from. Its first failure is in the warnings above; try it on one prompt by hand."
             )
         everything = torch.ones_like(finished)
-        written = torch.tensor(self.journal.labels_written, device=valid.device)
         self.aligner.log_rollout(
             {
                 "reward/mean": global_mean(annotation.scores, valid),
                 "reward/std": global_std(annotation.scores, valid),
                 "response/length": global_mean(lengths.float(), everything),
                 "response/finished": global_mean(finished.float(), everything),
-                "labels/used": self.journal.labels_used - written + global_sum(written),
+                "labels/used": self.costs.labels_used(),
                 "labels/invalid": asked - scored,
             }
         )
+        self.spent, costs = self.costs.report(number)
+        self.aligner.log_rollout(costs)
         if annotation.mass is not None:
             known = annotation.mass.isfinite()
             if global_sum(known.sum()):

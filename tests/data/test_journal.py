@@ -497,3 +497,18 @@ def test_a_line_without_mass_is_still_a_line(tmp_path):
     again.close()
     assert torch.equal(replayed.scores, first.scores)
     assert replayed.mass is None
+
+
+def test_labels_of_a_rollout_that_was_begun(opened):
+    """Each prompt's once, those of all ranks, and none that came since."""
+    first, second = opened(0), opened(1)
+    first.annotate(Oracle(), rollouts(), TRAIN)
+    first.annotate(Oracle(), replace(rollouts(), texts=(("another", "answer"),) * 3), TRAIN)
+    later = Stream(TRAIN.seed, TRAIN.name, TRAIN.rollout + 1)
+    second.annotate(Oracle(), rollouts(), later)
+    assert first.labels_read_of(TRAIN) == second.labels_read_of(later) == 0
+    again = opened(0)
+    again.annotate(Oracle(), rollouts(), Stream(TRAIN.seed, "eval", TRAIN.rollout))
+    assert again.labels_read_of(TRAIN) == again.labels_read_of(later) == 6
+    assert again.labels_read_of(Stream(TRAIN.seed, "eval", TRAIN.rollout)) == 0
+    assert again.labels_used == 18 + 6

@@ -20,13 +20,14 @@ from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from callbacks import JudgeEvaluation
 from lit_align.algorithms import DAR, DPO, MovingAverage
 from lit_align.annotators import FunctionAnnotator
-from lit_align.data import ListPrompts
+from lit_align.data import Budget, ListPrompts, OnlineDataModule
 from lit_align.generation import CacheSampler
 from lit_align.models import CausalPolicy, LoRA
 from lit_align.types import Prompt, UserError
 from tests.data.test_preferences import data_of, many, moving
 from tests.tiny import PROMPTS, adamw, make_dar, make_data, make_trainer, vowels
 from tests.wheel.harness import Fit, PlantedGradient, Poison, Recorder, Scores, Weights, differing, fit, patchy
+from tests.wheel.test_budget import PRICES, asks
 from tests.wheel.test_dynamic import some_flat
 from tests.wheel.test_normaliser import dar, demonstrations, sft
 from tests.wheel.test_readings import held_out, mixture
@@ -195,6 +196,23 @@ class Ranks:
         result = self.fit("dynamic", FIVE_STEPS, module=mild(self.model), micro_batch_prompts=2, annotator=Scores(some_flat), **SEARCH)
         return {"texts": texts(result.recorder), "metrics": result.recorder.metrics, "state": result.state}
 
+    def budget(self) -> dict[str, Any]:
+        """Where only the second rank pays, the money is gone on both; then with more of it."""
+        annotator = Scores(asks if self.rank else vowels)
+        options: dict[str, Any] = {"module": mild(self.model), "micro_batch_prompts": 2, "annotator": annotator, "prices": PRICES}
+        ended = self.fit("budget", FIVE_STEPS, budget=Budget(money=70.0), **options)
+        ended.trainer.save_checkpoint(self.folder / "budget.ckpt")
+        options["module"] = mild(self.model)
+        rest = self.fit("budget", FIVE_STEPS, budget=Budget(money=1e6), ckpt_path=self.folder / "budget.ckpt", **options)
+        whole = self.fit("no-budget", FIVE_STEPS, **(options | {"module": mild(self.model)}))
+        return {
+            "rollouts": len(ended.recorder.rollouts),
+            "metrics": ended.recorder.metrics,
+            "differing": differing(whole.state, rest.state),
+            "rest": len(rest.recorder.rollouts),
+            "spent": rest.data.spent.calls if isinstance(rest.data, OnlineDataModule) else None,
+        }
+
 
 def watching() -> list[Callback]:
     """Three prompts in chunks of one: the ranks have two and one."""
@@ -240,6 +258,7 @@ def main() -> None:
         ranks.mixed,
         ranks.fixed,
         ranks.dynamic,
+        ranks.budget,
     )
     torch.save({scenario.__name__: scenario() for scenario in scenarios}, ranks.folder / f"rank-{ranks.rank}.pt")
     torch.distributed.destroy_process_group()

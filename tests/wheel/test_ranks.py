@@ -242,3 +242,16 @@ def test_fixed_lists_train_and_are_measured_as_in_one_process(both: list[dict[st
     assert first["losses"] == pytest.approx(one.recorder.losses, abs=1e-4)
     assert first["metrics"] == second["metrics"] == pytest.approx(one.recorder.metrics[-1], rel=1e-3, abs=1e-3)
     assert one.recorder.metrics[-1]["val/loss"] < before["val/loss"] - 1e-3
+
+
+def test_both_end_where_their_money_does(both: list[dict[str, Any]], folder: Path) -> None:
+    """A rollout costs 32 on one rank and nothing on the other: two of them fit into 70, by the sum, which both know."""
+    for rank in both:
+        found = rank["budget"]
+        assert (found["rollouts"], found["rest"]) == (2, 1)
+        assert found["differing"] == []
+        assert [metrics["cost/price"] + 2 * metrics["cost/hits"] for metrics in found["metrics"]] == [32.0, 32.0]
+        assert found["metrics"][-1]["cost/calls"] == both[0]["budget"]["metrics"][-1]["cost/calls"]
+        assert found["spent"] <= 16
+    assert [path.name for path in sorted((folder / "budget" / "ledger").iterdir())] == ["calls-1.sqlite", "cost.jsonl"]
+    assert len((folder / "budget" / "ledger" / "cost.jsonl").read_text(encoding="utf-8").splitlines()) == 3
