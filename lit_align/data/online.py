@@ -3,7 +3,7 @@
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 import torch
 from filelock import FileLock
@@ -127,6 +127,7 @@ class OnlineDataModule(AlignmentDataModule):
             batch = AlignmentBatch.of(rollouts, annotation, torch.arange(len(prompts)) // self._step_rows)
             batch = replace(batch, scores=batch.scores - self.missing_eos_penalty * (~batch.finished & batch.valid).float())
             batch, diagnostics = self.aligner.prepare_rollout(batch, self.needs, self.micro_batch_prompts)
+            self.aligner.log_rollout(self.annotator.learn(rollouts, partial(self._ask, stream)))
         self.tell("end", rollouts, annotation, batch, diagnostics)
         return batch.to("cpu")
 
@@ -150,6 +151,18 @@ class OnlineDataModule(AlignmentDataModule):
         kept, metrics = groups_with_spread(said, self.rank_rows, total, budget, self.draw, label, device)
         self.aligner.log_rollout(metrics)
         return kept
+
+    def _ask(self, stream: Stream, annotator: Annotator, rollouts: Rollouts) -> Annotation:
+        """What another annotator says, for one that learns from it: labels of a rollout like all others, in the same journal."""
+        return self.journal.annotate(annotator, rollouts, replace(stream, name=f"{stream.name}/teacher"))
+
+    def state_of_parts(self) -> dict[str, Any]:
+        """What the annotator has learnt."""
+        return {"annotator": self.annotator.state_dict()}
+
+    def load_state_of_parts(self, state: dict[str, Any]) -> None:
+        """Give it back."""
+        self.annotator.load_state_dict(state.get("annotator", {}))
 
     def evaluation_batch(self, prompts: list[EncodedPrompt]) -> Samples:
         """Answers drawn with the same noise at every evaluation, so that differences are the policy's."""
@@ -208,9 +221,12 @@ class OnlineDataModule(AlignmentDataModule):
                 "labels/invalid": asked - scored,
             }
         )
-        if annotation.mass is not None:
-            known = annotation.mass.isfinite()
-            self.aligner.log_rollout({"labels/option_mass": global_mean(annotation.mass.where(known, 0.0), known)})
+        mass = torch.full_like(annotation.scores, torch.nan) if annotation.mass is None else annotation.mass
+        known = mass.isfinite()
+        if global_sum(known.sum()):  # the same everywhere, also where only some ranks met a judge
+            self.aligner.log_rollout({"labels/option_mass": global_mean(mass.where(known, 0.0), known)})
+        if annotation.annotator_version:
+            self.aligner.log_rollout({"labels/annotator_version": annotation.annotator_version})
         for name in datasets_of(self.prompts):
             of_it = valid & torch.tensor([[prompt.dataset == name] for prompt in rollouts.prompts], device=valid.device)
             if global_sum(of_it.sum()):  # the same everywhere: what nobody scored is left out

@@ -11,11 +11,20 @@ from lit_align.functional.dar import (
     effective_sample_size,
     is_clipped,
 )
-from lit_align.functional.distributed import global_mean, global_std, global_sum
+from lit_align.functional.distributed import gathered, global_mean, global_std, global_sum, take_from_first
 from lit_align.functional.divergences import kl_from_logits, kl_k1, kl_k2, kl_k3
 from lit_align.functional.gradients import squared_norm_share
 from lit_align.functional.logprobs import response_logps, token_logps
-from lit_align.functional.pairs import all_pairs_from_preferences, all_pairs_from_scores, best_versus_worst, bradley_terry, same_tokens
+from lit_align.functional.pairs import (
+    all_pairs,
+    all_pairs_from_preferences,
+    all_pairs_from_scores,
+    best_versus_worst,
+    bradley_terry,
+    same_tokens,
+    was_compared,
+    win_probabilities,
+)
 from lit_align.functional.policy_gradient import (
     cispo_surrogate,
     clipped_surrogate,
@@ -37,10 +46,12 @@ from lit_align.functional.preference import (
     simpo_loss,
     slic_loss,
 )
+from lit_align.functional.ranking import kendalls_w, mid_ranks
 from lit_align.functional.reward_model import bradley_terry_loss, plackett_luce_loss, smoothed_labels
 from lit_align.functional.verdicts import centred_score, expected_score, swap_averaged
 
 __all__ = [
+    "all_pairs",
     "all_pairs_from_preferences",
     "all_pairs_from_scores",
     "alpha_divergence",
@@ -61,6 +72,7 @@ __all__ = [
     "effective_sample_size",
     "expected_score",
     "forward_kl",
+    "gathered",
     "global_mean",
     "global_std",
     "global_sum",
@@ -70,6 +82,7 @@ __all__ = [
     "ipo_loss",
     "is_clipped",
     "jensen_shannon",
+    "kendalls_w",
     "kl_from_logits",
     "kl_k1",
     "kl_k2",
@@ -79,6 +92,7 @@ __all__ = [
     "leave_one_out",
     "log_odds",
     "mean_per_response",
+    "mid_ranks",
     "overlong_penalty",
     "plackett_luce_loss",
     "response_logps",
@@ -91,6 +105,9 @@ __all__ = [
     "squared_norm_share",
     "sum_over",
     "swap_averaged",
+    "take_from_first",
     "token_logps",
+    "was_compared",
+    "win_probabilities",
     "within_group_variance",
 ]

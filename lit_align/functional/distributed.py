@@ -4,11 +4,16 @@ Collectives: every rank must call them, in the same order, with tensors of the s
 (``global_mean`` and ``global_std`` take any shape: what travels is a few numbers). All ranks get the same bits.
 """
 
+from collections.abc import Iterable
+from typing import Any, TypeVar
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from lit_align.functional.logprobs import full_precision
+
+T = TypeVar("T")
 
 
 def global_sum(value: Tensor) -> Tensor:
@@ -60,6 +65,26 @@ def global_std(values: Tensor, valid: Tensor) -> Tensor:
     tensor(1.)
     """
     return _moments(values, valid)[1].sqrt().to(full_precision(values).dtype)
+
+
+def gathered(mine: T) -> list[T]:
+    """What every rank has, in the order of the ranks, on all of them; anything that can be pickled.
+
+    >>> gathered("mine")
+    ['mine']
+    """
+    if world_size() == 1:
+        return [mine]
+    everyone: list[Any] = [None] * world_size()
+    dist.all_gather_object(everyone, mine)
+    return everyone
+
+
+def take_from_first(tensors: Iterable[Tensor]) -> None:
+    """Overwrite these, on every rank, by those of the first."""
+    if world_size() > 1:
+        for tensor in tensors:
+            dist.broadcast(tensor, 0)
 
 
 def world_size() -> int:

@@ -76,6 +76,27 @@ def test_annotations_with_and_without_preferences() -> None:
     assert join([replace(part, preferences=None) for part in parts]).preferences is None
 
 
+@pytest.mark.parametrize("order", [[0, 1], [1, 0]])
+def test_what_only_some_chunks_have_is_nan_in_the_others(order: list[int]) -> None:
+    valid = torch.ones(1, 2, dtype=torch.bool)
+    judged = Annotation(scores=torch.ones(1, 2), valid=valid, preferences=torch.rand(1, 2, 2), mass=torch.rand(1, 2))
+    parts = [judged, Annotation(scores=torch.zeros(2, 2), valid=valid.expand(2, 2))]
+    joined = join([parts[i] for i in order])
+    row = 0 if order[0] == 0 else 2
+    assert joined.preferences is not None
+    assert joined.mass is not None
+    assert judged.preferences is not None
+    assert torch.equal(joined.preferences[row], judged.preferences[0])
+    assert joined.preferences.isnan().flatten(1).all(1).sum() == joined.mass.isnan().all(1).sum() == 2
+
+
+def test_labels_of_two_versions_are_no_rollout() -> None:
+    scores, valid = torch.ones(1, 2), torch.ones(1, 2, dtype=torch.bool)
+    parts = [Annotation(scores=scores, valid=valid, annotator_version=version) for version in (3, 4)]
+    with pytest.raises(UserError, match=r"should have one annotator_version, but they have \[3, 4\]"):
+        join(parts)
+
+
 def test_batches_are_joined_too() -> None:
     whole, parts = as_batch(marked([0, 1, 2])), [as_batch(marked(rows)) for rows in ([0, 2], [1])]
     joined = join([replace(part, advantages=torch.full(part.response_tokens.shape, 2.0)) for part in parts])
