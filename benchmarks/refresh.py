@@ -4,9 +4,9 @@ After ``lit-align quickstart``, whose warmed-up policy and letters it uses:
 
     python -m benchmarks.refresh
 
-samples pairs of answers from that policy, has them labelled by the gold rule, trains a reward model on them, and aligns the policy with it
-twice: by configs/experiment/refresh.yaml, and by the same file with a model that never learns again. It prints what the gold rule
-says of held-out answers as the runs go on.
+samples answers of that policy, has them labelled by the gold rule, trains a reward model on the pairs of best and worst, and aligns the
+policy with it three times: with one that never learns again, with one that was given as many labels before as the next one gets on the
+way, and by configs/experiment/refresh.yaml as it is. It prints what the gold rule says of held-out answers as the runs go on.
 """
 
 import argparse
@@ -46,8 +46,10 @@ def write_pairs(path: Path, prompts: int, seed: int) -> int:
     return len(lines)
 
 
-def train_reward_model(pairs: Path, steps: int, seed: int) -> None:
-    """A new head on the warmed-up policy, 32 pairs a step."""
+def train_reward_model(folder: Path, prompts: int, passes: int, seed: int) -> None:
+    """A new head on the warmed-up policy, fitted to the answers to so many letters, 32 pairs a step."""
+    pairs = folder / "pairs.jsonl"
+    steps = passes * write_pairs(pairs, prompts, seed) // 32
     options = {
         "model.init_args.network.init_args.path": WORLD / "policy",
         "model.init_args.optimizer.init_args.lr": 5e-4,
@@ -60,26 +62,26 @@ def train_reward_model(pairs: Path, steps: int, seed: int) -> None:
         "trainer.max_epochs": steps,
         "trainer.enable_checkpointing": "false",
         "seed_everything": seed,
-        "run": FOLDER / "training",
+        "run": folder / "training",
     }
     arguments = [f"--{name}={value}" for name, value in options.items()]
     cli = run_trainer(
         ["fit", "--config=configs/algorithm/reward_model.yaml", "--model.init_args.network=lit_align.models.RewardNetwork", *arguments]
     )
-    cli.model.text_model.save(str(FOLDER / "reward_model"))
+    cli.model.text_model.save(str(folder / "reward_model"))
 
 
-def aligned(name: str, every_n_rollouts: int, rollouts: int, price: float, seed: int) -> list[tuple[float, ...]]:
+def aligned(name: str, reward_model: Path, every_n_rollouts: int, rollouts: int, price: float, seed: int) -> list[tuple[float, ...]]:
     """Divergence, gold score and win rate of held-out answers as a run goes on."""
     files = ["algorithm/dar_anchored", "quickstart", "logger/csv", "experiment/refresh"]
     options: dict[str, object] = {
         "data.init_args.annotator.init_args.every_n_rollouts": every_n_rollouts,
+        "data.init_args.annotator.init_args.annotator.init_args.path": reward_model,
         "model.init_args.alpha": price,
         "model.init_args.beta": price,
         "trainer.max_epochs": rollouts,
         "trainer.logger.name": "",
         "trainer.logger.version": "",
-        "trainer.accelerator": "cpu",
         "seed_everything": seed,
     }
     fit(FOLDER / name, [f"configs/{file}.yaml" for file in files], options)
@@ -90,17 +92,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Everything, one after the other."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompts", type=int, default=256, help="letters whose answers the reward model is trained on")
-    parser.add_argument("--steps", type=int, default=64, help="optimizer steps of the reward model")
+    parser.add_argument("--passes", type=int, default=12, help="over their pairs")
     parser.add_argument("--rollouts", type=int, default=40)
-    parser.add_argument("--price", type=float, default=0.125, help="alpha and beta of DAR")
+    parser.add_argument("--price", type=float, default=0.05, help="alpha and beta of DAR")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
-    pairs = FOLDER / "pairs.jsonl"
-    print(write_pairs(pairs, options.prompts, options.seed), "pairs")
-    train_reward_model(pairs, options.steps, options.seed)
+    later = 8 * options.rollouts  # letters that the teacher labels while the policy learns, as the config has it
+    runs = {"never": (0, NEVER), "never, as many labels": (later, NEVER), "every 5 rollouts": (0, 5)}
     rows = []
-    for name, every in (("never", NEVER), ("every 5 rollouts", 5)):
-        curve = aligned(name.replace(" ", "-"), every, options.rollouts, options.price, options.seed)
+    for name, (more, every) in runs.items():
+        folder = FOLDER / f"trained-{more}"
+        if not (folder / "reward_model").is_dir():
+            train_reward_model(folder, options.prompts + more, options.passes, options.seed)
+        run = name.replace(",", "").replace(" ", "-")
+        curve = aligned(run, folder / "reward_model", every, options.rollouts, options.price, options.seed)
         rows += [[f"{name}: {what}", *(f"{point[n]:.2f}" for point in curve)] for n, what in enumerate(("nats", "gold", "win rate"))]
     print(markdown(["fitted again", *(str(10 * n) for n in range(len(rows[0]) - 1))], rows))
 

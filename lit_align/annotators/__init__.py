@@ -2,6 +2,7 @@
 
 from lit_align.annotators.ensemble import Combine, Ensemble, Mean, MeanMinusVariance, WeightedSum, WorstCase
 from lit_align.annotators.function import FunctionAnnotator, ScoreFunction
+from lit_align.annotators.label_file import LabelFile
 from lit_align.annotators.length_penalty import LengthPenalty
 from lit_align.annotators.local_lm import LocalLM
 from lit_align.annotators.pairwise import PairwiseJudge
@@ -16,6 +17,7 @@ __all__ = [
     "Combine",
     "Ensemble",
     "FunctionAnnotator",
+    "LabelFile",
     "LengthPenalty",
     "LocalLM",
     "Mean",

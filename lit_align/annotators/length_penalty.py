@@ -38,7 +38,7 @@ class LengthPenalty(Composite):
         """Scores ``[B, K]`` on the CPU."""
         [member] = self.members
         answer = member.annotate(rollouts).to("cpu")
-        scores = answer.scores.detach().float() - self.price * (self._lengths(rollouts) - self.free).clamp(min=0)
+        scores = answer.scores.detach().float() - self.price * (self._lengths(rollouts) - self.free).clamp(min=0).float()
         return Annotation(
             scores=scores.where(answer.valid, 0.0), valid=answer.valid, mass=answer.mass, annotator_version=answer.annotator_version
         )

@@ -39,8 +39,9 @@ class Router(Composite):
     def annotate(self, rollouts: Rollouts) -> Annotation:
         """Scores ``[B, K]`` and, if any route has them, preferences ``[B, K, K]`` on the CPU, in the order of the rollouts."""
         b, k = rollouts.response_tokens.shape[:2]
-        scores, valid = torch.zeros(b, k), torch.zeros(b, k, dtype=torch.bool)
-        mass, preferences = torch.full((b, k), torch.nan), torch.full((b, k, k), torch.nan)
+        unknown = torch.full((b, k, k), torch.nan, dtype=torch.float32)
+        scores, mass, preferences = torch.zeros(b, k, dtype=torch.float32), unknown[..., 0].clone(), unknown
+        valid = torch.zeros(b, k, dtype=torch.bool)
         judged = compared = False
         for number, member in enumerate(self.members):
             rows = self._rows(number, rollouts)
@@ -54,7 +55,7 @@ class Router(Composite):
                 preferences[rows], compared = answer.preferences.detach().float(), True
         self._count(rollouts)
         return Annotation(
-            scores=scores,
+            scores=scores.where(valid, 0.0),
             valid=valid,
             preferences=preferences if compared else None,
             mass=mass if judged else None,

@@ -41,7 +41,7 @@ def join(chunks: Sequence[Record]) -> Record:
 
 def _unknown(chunk: TensorRecord, letters: str) -> Tensor:
     sizes = {letter: size for _, tensor, axes in chunk.tensors() for letter, size in zip(axes, tensor.shape, strict=True)}
-    return torch.full([sizes[letter] for letter in letters], torch.nan)
+    return torch.full([sizes[letter] for letter in letters], torch.nan, dtype=torch.float32)
 
 
 def _stack(parts: Sequence[Tensor], letters: str) -> Tensor:

@@ -14,8 +14,8 @@ def mid_ranks(scores: Tensor, valid: Tensor) -> Tensor:
     tensor([2.5000, 1.0000, 2.5000, 0.0000])
     """
     smaller, equal = _compared(scores, valid)
-    ranks = smaller.sum(-1) + (equal.sum(-1) + 1) / 2
-    return ranks.to(full_precision(scores).dtype).where(valid, 0.0)
+    twice = 2 * smaller.sum(-1) + equal.sum(-1) + 1
+    return (twice.to(full_precision(scores).dtype) / 2).where(valid, 0.0)
 
 
 def kendalls_w(scores: Tensor, valid: Tensor) -> Tensor:

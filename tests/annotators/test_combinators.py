@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from lightning.pytorch.plugins.precision import HalfPrecision
 from torch.testing import assert_close
 
 from lit_align.annotators import Ensemble, LengthPenalty, Mean, MeanMinusVariance, RepeatRank, Router, WeightedSum, WorstCase
@@ -302,6 +303,18 @@ def test_no_two_have_one_identity():
     assert len(set(identities)) == len(identities)
     again = [made.identity for made in composites(Said(FIRST, "one"), Said(SECOND, "two"))]
     assert again == identities[: len(again)], "the same in every process"
+
+
+@pytest.mark.parametrize("which", range(18))
+def test_the_trainers_precision_is_not_theirs(which):
+    long = replace(rollouts([["x " * 257, "b b", "c"]] * 2), prompts=tuple(Prompt(i, "", meta={"a": "x", "b": "x"}) for i in range(2)))
+    members = [Said([[0.1, 0.2, 0.3]] * 2), Said([[0.7, 0.6, 1 / 3]] * 2)]
+    made = composites(*members)[which]
+    exact = made.annotate(long)
+    with HalfPrecision("bf16-true").forward_context():
+        low = made.annotate(long)
+    assert low.scores.dtype == torch.float32
+    assert torch.equal(low.scores, exact.scores)
 
 
 @pytest.mark.parametrize("which", range(18))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lit_align.data.collate import join
-from lit_align.types import Annotation, Prompt, Rollouts
+from lit_align.types import Annotation, Prompt, Rollouts, UserError
 from tests.models.batches import as_batch, make_rollouts
 
 PROMPTS = [[4], [5, 6, 7], [8, 9], [10, 11, 12, 13]]
