@@ -298,9 +298,11 @@ def composites(*members):
 
 
 def test_no_two_have_one_identity():
-    names = [["one", "two"], ["two", "one"], ["one', 'Said two", "x"]]
+    names = [["one", "two"], ["one', 'Said two", "x"]]
     identities = [made.identity for first, second in names for made in composites(Said(FIRST, first), Said(SECOND, second))]
     assert len(set(identities)) == len(identities)
+    turned = WeightedSum([Said(FIRST, "two"), Said(SECOND, "one")], [1.0, 2.0]).identity
+    assert turned not in identities, "the order of members counts"
     again = [made.identity for made in composites(Said(FIRST, "one"), Said(SECOND, "two"))]
     assert again == identities[: len(again)], "the same in every process"
 
@@ -338,6 +340,15 @@ def test_members_are_woken_closed_taught_and_remembered(which):
     assert len(last.taught) == 1
     with pytest.raises(UserError, match=r"member 7 of an annotator has learnt, but \w+ has \d"):
         made.load_state_dict({"7": {"version": 1}})
+
+
+def test_any_change_of_any_member_is_a_version_of_its_own():
+    members = [Said(FIRST), Said(SECOND), Said(FIRST)]
+    made, seen = Ensemble([members[0], WeightedSum(members[1:], [1.0, 2.0])]), [0]
+    for learns in (1, 0, 2, 2, 1):
+        members[learns].version += 1
+        seen.append(made.version)
+    assert seen == [0, 1, 2, 3, 4, 5]
 
 
 def test_the_journal_asks_again_when_a_member_has_learnt(tmp_path):
