@@ -1,4 +1,4 @@
-"""Who pays for a question: what a judge that costs money tells, whoever listens, of every attempt to ask one.
+"""Who pays for a question, and which time it is asked: what a judge that costs money tells, whoever listens, of every attempt.
 
 A backend asks `current_meter()`; whoever runs it says who that is by ``with metered(meter):``. Nothing has to be handed through
 the annotators in between, and a backend outside any ``with`` is free of charge.
@@ -59,6 +59,7 @@ class Unmetered(Meter):
 
 _FREE = Unmetered()
 _METER: ContextVar[Meter] = ContextVar("meter", default=_FREE)
+_REPEAT: ContextVar[int] = ContextVar("repeat", default=0)
 
 
 def current_meter() -> Meter:
@@ -78,3 +79,24 @@ def metered(meter: Meter) -> Iterator[None]:
         yield
     finally:
         _METER.reset(token)
+
+
+def current_repeat() -> int:
+    """Which time, from 0, the same is asked again on purpose. A backend that draws its answers makes it part of its question: an answer
+    remembered from another time is not one to this."""
+    return _REPEAT.get()
+
+
+@contextmanager
+def repeated(number: int) -> Iterator[None]:
+    """Everything asked inside is asked for the ``number``-th time.
+
+    >>> with repeated(2):
+    ...     current_repeat()
+    2
+    """
+    token = _REPEAT.set(number)
+    try:
+        yield
+    finally:
+        _REPEAT.reset(token)

@@ -213,6 +213,7 @@ class AlignmentBatch(TensorRecord):
     response_normaliser: Tensor | None = axes("", default=None)
     token_normaliser: Tensor | None = axes("", default=None)
     pair_normaliser: Tensor | None = axes("", default=None)
+    annotator_version: int = 0  # whose scores these are: no statistic is of two versions
     dropout_seed: int | None = None  # a function of (seed, rollout, micro-batch, rank)
 
     @classmethod
@@ -227,6 +228,7 @@ class AlignmentBatch(TensorRecord):
             scores=annotation.scores.to(device),
             valid=annotation.valid.to(device),
             preferences=None if annotation.preferences is None else annotation.preferences.to(device),
+            annotator_version=annotation.annotator_version,
             optimizer_steps=torch.zeros_like(ids) if optimizer_steps is None else optimizer_steps.to(device),
         )
 
@@ -417,7 +419,7 @@ class Annotator(ABC):
     """Labels responses: a rule, a reward model, an LLM judge, an API.
 
     ``identity`` says which of its kind it is (a function's or a model's name), so that no label of another one is taken for its
-    own; ``version`` changes when it learns.
+    own; ``version`` grows when it learns.
     """
 
     identity: str = ""
@@ -427,11 +429,44 @@ class Annotator(ABC):
     def annotate(self, rollouts: Rollouts) -> Annotation:
         """Score every response of these rollouts; what can't be scored is invalid, never fatal."""
 
+    def learn(self, rollouts: Rollouts, ask: "Ask") -> Mapping[str, float]:
+        """Once per rollout, on every rank, after the last label of it was used. Here ``identity`` and ``version`` may change, and nowhere
+        else, so that the labels of one rollout are of one version.
+
+        Args:
+            rollouts: this rank's, which has at least one prompt unless it is a part that another annotator gave.
+            ask: how to have them labelled by another annotator, so that its labels are kept and never asked for twice.
+
+        Returns:
+            What to log of the rollout, the same on every rank.
+        """
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was learnt, the same on every rank: tensors, numbers, texts, lists and dicts only. Nothing for one that doesn't learn."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from there; called after ``setup``.
+
+        Raises:
+            UserError: if there is a state and this annotator can't have one.
+        """
+        if state:
+            raise UserError(
+                f"The checkpoint holds what an annotator has learnt, and {type(self).__name__} learns nothing. Resume with the annotator "
+                "that the run was started with, or start a new run from the exported policy."
+            )
+
     def setup(self, device: torch.device) -> None:  # noqa: B027
         """Load what is heavy, once per process."""
 
     def close(self) -> None:  # noqa: B027
         """Let go of it."""
+
+
+Ask = Callable[[Annotator, Rollouts], Annotation]
+"""Labels of some rollouts by an annotator, on the CPU."""
 
 
 class JudgeBackend(ABC):

@@ -45,6 +45,7 @@ class DAR(AlignmentModule):
     """
 
     measured_scale: Tensor
+    measured_version: Tensor
     price_factor: Tensor
 
     def __init__(
@@ -66,6 +67,7 @@ class DAR(AlignmentModule):
         self.alpha, self.beta, self.kl_target = alpha, beta, kl_target
         self.weighting, self.baseline, self.scale = weighting, baseline, scale
         self.register_buffer("measured_scale", torch.zeros(()))
+        self.register_buffer("measured_version", torch.zeros((), dtype=torch.long))
         self.register_buffer("price_factor", torch.ones(()))
 
     @property
@@ -83,7 +85,7 @@ class DAR(AlignmentModule):
         alpha, beta = self.alpha * float(self.price_factor), self.beta * float(self.price_factor)
 
         advantages = self.baseline(batch.scores, valid)  # [B, K]
-        scale = measured(self.scale, self.measured_scale, batch, advantages, valid)  # [B]
+        scale = measured(self.scale, self.measured_scale, self.measured_version, batch, advantages, valid)  # [B]
         advantages = advantages / scale.unsqueeze(-1)
         batch = replace(batch, valid=valid, advantages=advantages)
         weights, diagnostics = self.weighting.weigh(batch, advantages, alpha=alpha, beta=beta)

@@ -40,6 +40,7 @@ class DARPolicyGradient(AlignmentModule):
     """
 
     measured_scale: Tensor
+    measured_version: Tensor
 
     def __init__(
         self,
@@ -54,6 +55,7 @@ class DARPolicyGradient(AlignmentModule):
     ) -> None:
         super().__init__(policy, optimizer, lr_schedule, anchor)
         self.register_buffer("measured_scale", torch.zeros(()))
+        self.register_buffer("measured_version", torch.zeros((), dtype=torch.long))
         if alpha < 0 or beta < 0:
             raise UserError(f"alpha and beta are prices and can't be negative, got alpha = {alpha} and beta = {beta}.")
         self.alpha, self.beta, self.scale, self.max_ratio = alpha, beta, scale, max_ratio
@@ -67,7 +69,7 @@ class DARPolicyGradient(AlignmentModule):
         """What a response is worth beyond its siblings, the reference's price taken off, ``[B, K]``."""
         divergence = batch.sampling_response_logps - batch.reference_response_logps  # [B, K]
         valid = comparable(batch.valid)
-        scale = measured(self.scale, self.measured_scale, batch, leave_one_out(batch.scores, valid), valid)  # [B]
+        scale = measured(self.scale, self.measured_scale, self.measured_version, batch, leave_one_out(batch.scores, valid), valid)  # [B]
         advantages = leave_one_out(batch.scores / scale.unsqueeze(-1) - self.alpha * divergence, valid)
         return replace(batch, valid=valid, advantages=advantages), {"kl/price": self.alpha * scale.mean()}
 

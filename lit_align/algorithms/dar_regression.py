@@ -39,6 +39,7 @@ class DARRegression(AlignmentModule):
     """
 
     measured_scale: Tensor
+    measured_version: Tensor
 
     def __init__(
         self,
@@ -55,6 +56,7 @@ class DARRegression(AlignmentModule):
             raise UserError(f"DARRegression needs prices alpha, beta >= 0 that are not both 0, got {alpha} and {beta}.")
         self.alpha, self.beta, self.scale = alpha, beta, scale
         self.register_buffer("measured_scale", torch.zeros(()))
+        self.register_buffer("measured_version", torch.zeros((), dtype=torch.long))
 
     @property
     def needs(self) -> Needs:
@@ -66,7 +68,7 @@ class DARRegression(AlignmentModule):
         valid = comparable(batch.valid)
         sampling, reference = batch.sampling_response_logps, batch.reference_response_logps
         advantages = group_centred(batch.scores, valid)
-        scale = measured(self.scale, self.measured_scale, batch, advantages, valid)  # [B]
+        scale = measured(self.scale, self.measured_scale, self.measured_version, batch, advantages, valid)  # [B]
         advantages = advantages / scale.unsqueeze(-1)
         targets = dar_regression_targets(advantages, reference, sampling, alpha=self.alpha, beta=self.beta)
         return replace(batch, valid=valid, advantages=advantages, targets=targets), {"kl/price": self.alpha * scale.mean()}

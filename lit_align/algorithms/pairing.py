@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lit_align.functional.logprobs import full_precision
-from lit_align.functional.pairs import all_pairs_from_preferences, all_pairs_from_scores, best_versus_worst, bradley_terry, same_tokens
+from lit_align.functional.pairs import all_pairs, best_versus_worst, same_tokens, was_compared, win_probabilities
 from lit_align.types import AlignmentBatch
 
 
@@ -36,7 +36,7 @@ class Pairing(ABC):
         if not self.soft:
             sure = torch.ones_like(chosen, dtype=full_precision(batch.scores).dtype)
         else:
-            sure = bradley_terry(batch.scores) if batch.preferences is None else batch.preferences
+            sure = win_probabilities(batch.scores, batch.preferences)
         return sure.where(chosen, math.nan)
 
 
@@ -55,13 +55,14 @@ class BestVersusWorst(Pairing):
         if batch.preferences is None:
             return chosen
         told = batch.preferences.isfinite() & (batch.preferences != 0.5)
-        return chosen & (told | (not self.soft))
+        return chosen & (told | ~was_compared(batch.preferences) | (not self.soft))
 
 
 @final
 @dataclass(frozen=True)
 class AllPairs(Pairing):
-    """Every two responses of which one was preferred: by a judge of pairs, where it compared them; without one, by their scores.
+    """Every two responses of which one was preferred: by a judge of pairs, where it compared them; of prompts without one, by their
+    scores.
 
     Args:
         soft: see `Pairing`.
@@ -69,6 +70,4 @@ class AllPairs(Pairing):
 
     def choose(self, batch: AlignmentBatch) -> Tensor:
         """See `Pairing.choose`."""
-        if batch.preferences is None:
-            return all_pairs_from_scores(batch.scores, batch.valid)
-        return all_pairs_from_preferences(batch.preferences, batch.valid)
+        return all_pairs(batch.scores, batch.preferences, batch.valid)

@@ -18,17 +18,18 @@ from lit_align.types import AlignmentBatch, UserError
 class AdvantageScale(ABC):
     """Measures, once per rollout, what advantages are divided by, in units of reward.
 
-    ``smallest_group`` is the least K that it works with.
+    ``smallest_group`` is the least K that it works with. One that ``measures_once`` can't start anew.
     """
 
     smallest_group: ClassVar[int] = 1
+    measures_once: ClassVar[bool] = False
 
     @abstractmethod
     def measure(self, previous: Tensor, scores: Tensor, advantages: Tensor, valid: Tensor, steps: Tensor, drift: Tensor) -> Tensor:
         """A positive number for every prompt ``[B]``, the same on all ranks for the prompts of one optimizer step.
 
         Args:
-            previous: what the last rollout measured, 0 before the first, ``[]``.
+            previous: what the last rollout measured, 0 before the first that this version of the annotator scored, ``[]``.
             scores: ``[B, K]``.
             advantages: the scores minus their baseline, ``[B, K]``.
             valid: which of them count, bool ``[B, K]``.
@@ -76,6 +77,7 @@ class ReferenceStd(AdvantageScale):
     """
 
     smallest_group: ClassVar[int] = 2
+    measures_once: ClassVar[bool] = True
 
     eps: float = 1e-6
 
@@ -99,7 +101,8 @@ class ReferenceStd(AdvantageScale):
 @final
 @dataclass(frozen=True)
 class RunningMax(AdvantageScale):
-    """The largest standard deviation inside a prompt of any rollout so far: a scale that never shrinks.
+    """The largest standard deviation inside a prompt of any rollout so far: a scale that never shrinks while the annotator
+    stays as it is.
 
     Args:
         eps: smallest scale.
@@ -137,16 +140,29 @@ class FixedScale(AdvantageScale):
         return scores.new_full((len(scores),), self.value)
 
 
-def measured(scale: AdvantageScale, memory: Tensor, batch: AlignmentBatch, advantages: Tensor, valid: Tensor) -> Tensor:
-    """What ``scale`` finds in a rollout, for every prompt ``[B]``. ``memory`` ``[]``, the algorithm's buffer, is brought up to date.
+def measured(scale: AdvantageScale, memory: Tensor, version: Tensor, batch: AlignmentBatch, advantages: Tensor, valid: Tensor) -> Tensor:
+    """What ``scale`` finds in a rollout, for every prompt ``[B]``. The algorithm's buffers are brought up to date.
 
     Args:
         scale: of the algorithm.
-        memory: what the last rollout measured.
+        memory: what the last rollout measured, ``[]``.
+        version: of the annotator whose scores those were, ``[]``; of another one's nothing is remembered.
         batch: with sampling and reference log-probs.
         advantages: the scores minus their baseline, ``[B, K]``.
         valid: which of them count, bool ``[B, K]``.
+
+    Raises:
+        UserError: if the annotator has learnt and the scale measures once.
     """
+    if int(version) != batch.annotator_version:
+        if scale.measures_once and memory != 0:
+            raise UserError(
+                f"{type(scale).__name__} measured its unit once, in scores of version {int(version)} of the annotator, which has learnt: "
+                f"in version {batch.annotator_version} its scores have another unit. Use RunningMax(), which starts anew, BatchStd() or "
+                "FixedScale(value)."
+            )
+        memory.zero_()
+        version.fill_(batch.annotator_version)
     drift = global_mean((batch.sampling_response_logps - batch.reference_response_logps).abs(), valid)
     found = scale.measure(memory, batch.scores, advantages, valid, batch.optimizer_steps, drift)
     memory.copy_(found[-1])

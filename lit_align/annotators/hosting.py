@@ -59,6 +59,11 @@ class HostedModel:
         return self._model_and_tokenizer()[1]
 
     @property
+    def loaded(self) -> bool:
+        """Whether the model is here already."""
+        return self._loaded is not None
+
+    @property
     def context_length(self) -> int | None:
         """How many tokens it can read, where its config or its tokenizer says so."""
         return context_length(self.model, self.tokenizer)

@@ -66,10 +66,9 @@ class RewardModelAnnotator(Annotator):
 
     def annotate(self, rollouts: Rollouts) -> Annotation:
         """Scores ``[B, K]`` on the CPU."""
-        rows = [self._row(p, text) for p, texts in zip(rollouts.prompts, rollouts.texts, strict=True) for text in texts]
-        limit = self.max_tokens or self.host.context_length
-        fits = [len(row) > 0 and (limit is None or len(row) <= limit) for row in rows]
-        self._count_too_long(len(rows) - sum(fits), limit)
+        rows = [self.row(p, text) for p, texts in zip(rollouts.prompts, rollouts.texts, strict=True) for text in texts]
+        fits = [self.fits(row) for row in rows]
+        self._count_too_long(len(rows) - sum(fits))
         scores = torch.zeros(len(rows), dtype=torch.float32)
         index = [i for i, fit in enumerate(fits) if fit]
         if index:
@@ -78,29 +77,41 @@ class RewardModelAnnotator(Annotator):
         valid = torch.tensor(fits).reshape(shape) & scores.isfinite().reshape(shape)
         return Annotation(scores=scores.reshape(shape).where(valid, 0.0), valid=valid, annotator_version=self.version)
 
-    def _row(self, prompt: Prompt, text: str) -> list[int]:
+    def row(self, prompt: Prompt, text: str) -> list[int]:
+        """Token ids of prompt and response, as the classifier reads them."""
         return row_of("RewardModelAnnotator", self.host.tokenizer, prompt, text)
+
+    def fits(self, row: Sequence[int]) -> bool:
+        """Whether it can be read: it is not empty, nor too long."""
+        return len(row) > 0 and (self._limit is None or len(row) <= self._limit)
+
+    def logits(self, model: Any, rows: Sequence[Sequence[int]]) -> Tensor:
+        """The score of each of these rows by ``model``, which is where `HostedModel.working` has it, ``[N]``; with gradient where there is
+        any."""
+        width, device = max(len(row) for row in rows), self.host.device
+        tokens = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows], dtype=torch.long, device=device)
+        mask = torch.tensor([[i < len(row) for i in range(width)] for row in rows], device=device)
+        return last_logits(model, tokens, mask, self.host.tokenizer.pad_token_id)[:, self.label or 0]
+
+    @property
+    def _limit(self) -> int | None:
+        return self.max_tokens or self.host.context_length
 
     def _scores(self, rows: Sequence[list[int]]) -> Tensor:
         """One logit per row, ``[N]``."""
         scores = torch.zeros(len(rows), dtype=torch.float32)
         with self.host.working() as model:
             for index in self.host.batches([len(row) for row in rows]):
-                scores[index] = self._forward(model, [rows[i] for i in index]).float().cpu()
+                scores[index] = self.logits(model, [rows[i] for i in index]).float().cpu()
         return scores
 
-    def _forward(self, model: Any, rows: Sequence[list[int]]) -> Tensor:
-        width, device = max(len(row) for row in rows), self.host.device
-        tokens = torch.tensor([row + [0] * (width - len(row)) for row in rows], dtype=torch.long, device=device)
-        mask = torch.tensor([[i < len(row) for i in range(width)] for row in rows], device=device)
-        return last_logits(model, tokens, mask, self.host.tokenizer.pad_token_id)[:, self.label or 0]
-
-    def _count_too_long(self, count: int, limit: int | None) -> None:
+    def _count_too_long(self, count: int) -> None:
         if count and not self.too_long:
             warnings.warn(
-                f"RewardModelAnnotator expected prompt and response together to have 1 to {limit} tokens of its tokenizer, but {count} of "
-                "a chunk have not. Those responses are invalid (nothing is learned from them) and the run goes on. Shorten prompts "
-                "or responses, or raise max_tokens if the model can read more; later cases are counted in `too_long` and not shown.",
+                f"RewardModelAnnotator expected prompt and response together to have 1 to {self._limit} tokens of its tokenizer, but "
+                f"{count} of a chunk have not. Those responses are invalid (nothing is learned from them) and the run goes on. "
+                "Shorten prompts or responses, or raise max_tokens if the model can read more; later cases are counted in `too_long` and "
+                "not shown.",
                 stacklevel=3,
             )
         self.too_long += count

@@ -14,7 +14,7 @@ from lit_align.data.loader import LazyLoader, MicroBatch, RolloutLoader, derived
 from lit_align.data.pool import LongPrompts, PromptEncoder, numbered
 from lit_align.data.readers import PromptReader, reader_of
 from lit_align.data.sources.mixed import MixedPrompts
-from lit_align.functional.distributed import global_sum
+from lit_align.functional.distributed import gathered, global_sum
 from lit_align.types import Aligner, AlignmentBatch, EncodedPrompt, Needs, PromptSource, RolloutCallback, UserError
 
 
@@ -105,7 +105,7 @@ class AlignmentDataModule(LightningDataModule, ABC):
         number = self._trainer.current_epoch
         if self._batch is None or self._rollout != number:
             self._batch = self.make_rollout(number, self._rank_prompts())
-            self._rollout, self._ranks = number, _gathered({name: tensor for name, tensor, _ in self._batch.tensors()})
+            self._rollout, self._ranks = number, gathered({name: tensor for name, tensor, _ in self._batch.tensors()})
             self._place = self._reader.state_dict()
             self.aligner.log_rollout(self._reader.metrics())
         elif (rows := len(self._batch.scores) * self._trainer.world_size) != self.prompts_per_rollout:
@@ -151,7 +151,9 @@ class AlignmentDataModule(LightningDataModule, ABC):
     @final
     def state_dict(self) -> dict[str, Any]:
         """Every rank's prepared rows and the place behind them; tensors, numbers, lists and dicts only, and no collective."""
-        return {} if self._rollout is None else {"rollout": self._rollout, "ranks": self._ranks, "place": self._place}
+        if self._rollout is None:
+            return {}
+        return {"rollout": self._rollout, "ranks": self._ranks, "place": self._place, "parts": self.state_of_parts()}
 
     @final
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -166,6 +168,14 @@ class AlignmentDataModule(LightningDataModule, ABC):
         self._rollout, self._ranks, self._place = state_dict["rollout"], state_dict["ranks"], state_dict["place"]
         self._reader.load_state_dict(self._place)
         self._batch = AlignmentBatch(**self._ranks[self._trainer.global_rank])
+        self.load_state_of_parts(state_dict.get("parts", {}))
+
+    def state_of_parts(self) -> dict[str, Any]:
+        """What a subclass's parts have learnt, the same on every rank."""
+        return {}
+
+    def load_state_of_parts(self, state: dict[str, Any]) -> None:
+        """Give it back to them."""
 
     @property
     def aligner(self) -> Aligner:
@@ -265,12 +275,3 @@ class AlignmentDataModule(LightningDataModule, ABC):
 def datasets_of(source: PromptSource | None) -> tuple[str, ...]:
     """Names of the datasets that a source mixes; none if it is only one."""
     return tuple(source.sources) if isinstance(source, MixedPrompts) else ()
-
-
-def _gathered(mine: dict[str, Tensor]) -> list[dict[str, Tensor]]:
-    """Everyone's, on every rank."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return [mine]
-    everyone: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(everyone, mine)
-    return everyone

@@ -151,6 +151,11 @@ class MixedDataModule(SamplingDataModule):
             raise UserError(
                 f"fresh_annotated = {routes.fresh_annotated} asks an annotator, but there is none. Set `annotator`, or the former to 0."
             )
+        if self.annotator is not None and type(self.annotator).learn is not Annotator.learn:
+            raise UserError(
+                f"{type(self.annotator).__name__} learns from rollouts that it has labelled as a whole, and here it labels some rows. Use "
+                "OnlineDataModule, or an annotator that stays as it is."
+            )
         if self.fixed_passes is not None:
             self._trainer.fit_loop.max_epochs = self._rollouts(self.fixed_passes)
 

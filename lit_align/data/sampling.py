@@ -2,8 +2,9 @@
 
 from abc import ABC
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 import torch
 from filelock import FileLock
@@ -137,6 +138,27 @@ class SamplingDataModule(AlignmentDataModule, ABC):
         return join([annotation for _, annotation in chunks[earlier:]])
 
     @final
+    def learn(self, stream: Stream, rollouts: Rollouts) -> None:
+        """Let the annotator learn from a rollout that it has labelled; what it asks others is in the same journal."""
+
+        def ask(annotator: Annotator, asked: Rollouts) -> Annotation:
+            return self.journal.annotate(annotator, asked, replace(stream, name=f"{stream.name}/teacher"))
+
+        if self.annotator is not None:
+            self.aligner.log_rollout(self.annotator.learn(rollouts, ask))
+
+    @final
+    def state_of_parts(self) -> dict[str, Any]:
+        """What the annotator has learnt."""
+        return {} if self.annotator is None else {"annotator": self.annotator.state_dict()}
+
+    @final
+    def load_state_of_parts(self, state: dict[str, Any]) -> None:
+        """Give it back."""
+        if self.annotator is not None:
+            self.annotator.load_state_dict(state.get("annotator", {}))
+
+    @final
     def evaluation_batch(self, prompts: list[EncodedPrompt]) -> Samples:
         """Answers drawn with the same noise at every evaluation, so that differences are the policy's."""
         policy = self.aligner.policy
@@ -217,10 +239,12 @@ class SamplingDataModule(AlignmentDataModule, ABC):
         )
         self.spent, costs = self.costs.report(number)
         self.aligner.log_rollout(costs)
-        if annotation.mass is not None:
-            known = annotation.mass.isfinite()
-            if global_sum(known.sum()):
-                self.aligner.log_rollout({"labels/option_mass": global_mean(annotation.mass.where(known, 0.0), known)})
+        mass = torch.full_like(annotation.scores, torch.nan) if annotation.mass is None else annotation.mass
+        known = mass.isfinite()
+        if global_sum(known.sum()):  # the same everywhere, also where only some ranks met a judge
+            self.aligner.log_rollout({"labels/option_mass": global_mean(mass.where(known, 0.0), known)})
+        if annotation.annotator_version:
+            self.aligner.log_rollout({"labels/annotator_version": annotation.annotator_version})
         for name in sorted(set().union(*gathered(list(annotation.parts)))):  # a rank that asked about nothing has none
             part = annotation.parts.get(name, torch.zeros_like(annotation.scores[:0]))
             if global_sum(part.isfinite().sum()):

@@ -11,11 +11,20 @@ from lit_align.functional.dar import (
     effective_sample_size,
     is_clipped,
 )
-from lit_align.functional.distributed import global_mean, global_std, global_sum
+from lit_align.functional.distributed import gathered, global_mean, global_std, global_sum, take_from_first
 from lit_align.functional.divergences import kl_from_logits, kl_k1, kl_k2, kl_k3
 from lit_align.functional.gradients import squared_norm_share
 from lit_align.functional.logprobs import response_logps, token_logps, vocabulary_logps
-from lit_align.functional.pairs import all_pairs_from_preferences, all_pairs_from_scores, best_versus_worst, bradley_terry, same_tokens
+from lit_align.functional.pairs import (
+    all_pairs,
+    all_pairs_from_preferences,
+    all_pairs_from_scores,
+    best_versus_worst,
+    bradley_terry,
+    same_tokens,
+    was_compared,
+    win_probabilities,
+)
 from lit_align.functional.policy_gradient import (
     cispo_surrogate,
     clipped_surrogate,
@@ -37,11 +46,13 @@ from lit_align.functional.preference import (
     simpo_loss,
     slic_loss,
 )
+from lit_align.functional.ranking import kendalls_w, mid_ranks
 from lit_align.functional.reward_model import bradley_terry_loss, plackett_luce_loss, smoothed_labels
 from lit_align.functional.sail import answer_law_loss, label_law_loss, leave_row_out, own_labels
 from lit_align.functional.verdicts import centred_score, expected_score, most_likely_score, settled, swap_averaged, weighted_mean
 
 __all__ = [
+    "all_pairs",
     "all_pairs_from_preferences",
     "all_pairs_from_scores",
     "alpha_divergence",
@@ -63,6 +74,7 @@ __all__ = [
     "effective_sample_size",
     "expected_score",
     "forward_kl",
+    "gathered",
     "global_mean",
     "global_std",
     "global_sum",
@@ -72,6 +84,7 @@ __all__ = [
     "ipo_loss",
     "is_clipped",
     "jensen_shannon",
+    "kendalls_w",
     "kl_from_logits",
     "kl_k1",
     "kl_k2",
@@ -83,6 +96,7 @@ __all__ = [
     "leave_row_out",
     "log_odds",
     "mean_per_response",
+    "mid_ranks",
     "most_likely_score",
     "overlong_penalty",
     "own_labels",
@@ -98,8 +112,11 @@ __all__ = [
     "squared_norm_share",
     "sum_over",
     "swap_averaged",
+    "take_from_first",
     "token_logps",
     "vocabulary_logps",
+    "was_compared",
     "weighted_mean",
+    "win_probabilities",
     "within_group_variance",
 ]

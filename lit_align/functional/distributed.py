@@ -4,6 +4,7 @@ Collectives: every rank must call them, in the same order, with tensors of the s
 (``global_mean`` and ``global_std`` take any shape: what travels is a few numbers). All ranks get the same bits.
 """
 
+from collections.abc import Iterable
 from typing import Any, TypeVar
 
 import torch
@@ -66,17 +67,24 @@ def global_std(values: Tensor, valid: Tensor) -> Tensor:
     return _moments(values, valid)[1].sqrt().to(full_precision(values).dtype)
 
 
-def gathered(value: T) -> list[T]:
-    """The value of every rank, in their order; anything that can be pickled, such as tensors of different lengths.
+def gathered(mine: T) -> list[T]:
+    """What every rank has, in the order of the ranks, on all of them; anything that can be pickled.
 
     >>> gathered("mine")
     ['mine']
     """
-    found: list[Any] = [value]
+    if world_size() == 1:
+        return [mine]
+    everyone: list[Any] = [None] * world_size()
+    dist.all_gather_object(everyone, mine)
+    return everyone
+
+
+def take_from_first(tensors: Iterable[Tensor]) -> None:
+    """Overwrite these, on every rank, by those of the first."""
     if world_size() > 1:
-        found *= world_size()
-        dist.all_gather_object(found, value)
-    return found
+        for tensor in tensors:
+            dist.broadcast(tensor, 0)
 
 
 def world_size() -> int:

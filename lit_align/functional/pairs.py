@@ -56,6 +56,32 @@ def all_pairs_from_preferences(preferences: Tensor, valid: Tensor) -> Tensor:
     return _both(valid) & (preferences > 0.5)
 
 
+def all_pairs(scores: Tensor, preferences: Tensor | None, valid: Tensor) -> Tensor:
+    """Every two valid responses of which one was preferred: of a prompt in which a judge compared any two, by its preferences, of
+    others by the scores, ``[B, K, K]``.
+
+    >>> judged = torch.tensor([[[torch.nan, 0.3], [0.7, torch.nan]], [[torch.nan] * 2] * 2])
+    >>> all_pairs(torch.tensor([[2.0, 1.0], [2.0, 1.0]]), judged, torch.ones(2, 2, dtype=torch.bool)).nonzero().tolist()
+    [[0, 1, 0], [1, 0, 1]]
+    """
+    by_scores = all_pairs_from_scores(scores, valid)
+    if preferences is None:
+        return by_scores
+    return all_pairs_from_preferences(preferences, valid).where(was_compared(preferences), by_scores)
+
+
+def win_probabilities(scores: Tensor, preferences: Tensor | None) -> Tensor:
+    """P(i beats j) as the annotator sees it: a judge's, NaN where it was not asked; of a prompt that none compared, `bradley_terry`
+    of the scores, ``[B, K, K]``."""
+    by_scores = bradley_terry(scores)
+    return by_scores if preferences is None else preferences.where(was_compared(preferences), by_scores)
+
+
+def was_compared(preferences: Tensor) -> Tensor:
+    """In which prompts a judge compared any two responses, bool ``[B, 1, 1]``."""
+    return (~preferences.isnan()).any(-1, keepdim=True).any(-2, keepdim=True)
+
+
 def bradley_terry(scores: Tensor) -> Tensor:
     r"""P(i beats j) = :math:`\sigma(r_i - r_j)`: what scores of a reward model say of a pair, ``[B, K]`` to ``[B, K, K]``."""
     wide = full_precision(scores)

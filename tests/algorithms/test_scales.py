@@ -1,12 +1,25 @@
 """What advantages are divided by: per step, once, never less, or as told."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.testing import assert_close
 
-from lit_align.algorithms import BatchMean, BatchStd, FixedScale, ReferenceStd, RunningMax, group_centred, leave_one_out
+from lit_align.algorithms import (
+    DAR,
+    BatchMean,
+    BatchStd,
+    DARPolicyGradient,
+    DARRegression,
+    FixedScale,
+    ReferenceStd,
+    RunningMax,
+    group_centred,
+    leave_one_out,
+)
 from lit_align.types import UserError
-from tests.algorithms.worlds import SAMPLING, drawn_by, make_module
+from tests.algorithms.worlds import SAMPLING, TablePolicy, drawn_by, make_module
 
 SCORES = torch.tensor([[0.0, 1.0, 2.0], [5.0, 5.0, 8.0], [1.0, -1.0, 0.0], [0.0, 0.0, 0.5]], dtype=torch.float64)
 VALID = torch.ones_like(SCORES, dtype=torch.bool)
@@ -136,3 +149,42 @@ def test_the_batch_std_makes_baselines_coincide_and_depends_on_k(k):
     by_mean, by_others = (BatchStd().measure(NOTHING, scores, a, valid, steps, NOTHING) for a in (mean, others))
     assert_close(mean / by_mean.unsqueeze(-1), others / by_others.unsqueeze(-1))
     assert_close(by_mean * (k / (k - 1)) ** 0.5, ReferenceStd().measure(NOTHING, scores, mean, valid, steps, NOTHING))
+
+
+def of_version(module, version, factor):
+    batch = drawn_by(module, torch.tensor([0, 1]), torch.tensor([[0, 1, 2], [3, 1, 0]]))
+    return replace(batch, scores=batch.scores * factor, annotator_version=version)
+
+
+@pytest.mark.parametrize("algorithm", [DAR, DARPolicyGradient, DARRegression])
+def test_the_running_maximum_starts_anew_with_another_version_of_the_annotator(algorithm):
+    module = algorithm(TablePolicy(SAMPLING), scale=RunningMax())
+    seen = []
+    for version, factor in ((0, 1.0), (0, 0.5), (2, 0.1), (2, 0.05), (3, 4.0)):
+        module.prepare(of_version(module, version, factor))
+        seen.append(float(module.measured_scale))
+        assert int(module.measured_version) == version
+    assert seen == pytest.approx([seen[0], seen[0], 0.1 * seen[0], 0.1 * seen[0], 4 * seen[0]])
+
+
+def test_the_version_is_in_the_checkpoint():
+    module, resumed = make_module(scale=RunningMax()), make_module(scale=RunningMax())
+    module.prepare(of_version(module, 2, 1.0))
+    resumed.load_state_dict(module.state_dict())
+    resumed.prepare(of_version(resumed, 2, 0.1))
+    assert float(resumed.measured_scale) == float(module.measured_scale)
+
+
+def test_the_reference_std_is_refused_when_the_annotator_has_learnt():
+    module = make_module(scale=ReferenceStd())
+    module.prepare(of_version(module, 1, 1.0))  # whatever it had learnt before the first rollout
+    module.prepare(of_version(module, 1, 1.0))
+    with pytest.raises(UserError, match=r"in scores of version 1 .* in version 2 its scores have another unit. Use RunningMax\(\)"):
+        module.prepare(of_version(module, 2, 1.0))
+
+
+def test_a_fixed_scale_and_that_of_the_batch_mind_no_version():
+    for scale in (FixedScale(2.0), BatchStd()):
+        module = make_module(scale=scale)
+        first, later = (module.prepare(of_version(module, version, 1.0))[0].weights for version in (0, 1))
+        assert torch.equal(first, later)

@@ -14,7 +14,18 @@ import yaml
 from jsonargparse import ArgumentParser
 
 from lit_align import annotators
-from lit_align.annotators import Checklist, PairwiseJudge, RewardModelAnnotator, Rubric, ScoringJudge
+from lit_align.annotators import (
+    Checklist,
+    Ensemble,
+    LabelFile,
+    LengthPenalty,
+    MeanMinusVariance,
+    PairwiseJudge,
+    Refreshed,
+    RewardModelAnnotator,
+    Rubric,
+    ScoringJudge,
+)
 from lit_align.types import Annotator, Prompt
 from tests.annotators.worlds import Fake, rollouts
 
@@ -112,6 +123,23 @@ def test_the_template(tmp_path):
     [question] = backend.questions
     assert "<wish>\nRice!\n</wish>\n<recipe>\nBoil {rice}.\n</recipe>" in question
     assert question.endswith("Grade:")
+
+
+def test_annotators_over_annotators():
+    [nested] = [annotator_of(block) for block in blocks("yaml") if "LengthPenalty" in block]
+    assert isinstance(nested, LengthPenalty)
+    [ensemble] = nested.members
+    assert isinstance(ensemble, Ensemble)
+    assert ensemble.combine == MeanMinusVariance(0.5)
+    assert [type(member) for member in ensemble.members] == [RewardModelAnnotator] * 2
+
+
+def test_the_annotator_that_learns():
+    [learner] = [annotator_of(block) for block in blocks("yaml") if "Refreshed" in block]
+    assert isinstance(learner, Refreshed)
+    assert isinstance(learner.teacher, LabelFile)
+    assert (learner.every_n_rollouts, learner.teacher.patience_minutes) == (10, 600)
+    assert learner.optimizer([torch.nn.Parameter(torch.zeros(1))]).param_groups[0]["lr"] == 1e-5
 
 
 @pytest.mark.parametrize(("k", "opponents", "questions"), [(4, None, 4 * 3), (4, 2, 2 * 4), (2, None, 2)])

@@ -82,6 +82,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "annotator": (ANCHORED, LOCAL, "..."),
     "callbacks": (ANCHORED, LOCAL, FUNCTION, "..."),
     "data": (ANCHORED, LOCAL, FUNCTION, "..."),
+    "experiment/refresh.yaml": (ANCHORED, "quickstart.yaml", "..."),
     "experiment": (ANCHORED, "..."),
     "logger": (ANCHORED, LOCAL, FUNCTION, "..."),
     "strategy": (ANCHORED, LOCAL, FUNCTION, "..."),

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lit_align.data.collate import join
-from lit_align.types import Annotation, Prompt, Rollouts
+from lit_align.types import Annotation, Prompt, Rollouts, UserError
 from tests.models.batches import as_batch, make_rollouts
 
 PROMPTS = [[4], [5, 6, 7], [8, 9], [10, 11, 12, 13]]
@@ -74,6 +74,27 @@ def test_annotations_with_and_without_preferences() -> None:
     assert torch.equal(joined.valid, both.valid)
     assert joined.annotator_version == 4
     assert join([replace(part, preferences=None) for part in parts]).preferences is None
+
+
+@pytest.mark.parametrize("order", [[0, 1], [1, 0]])
+def test_what_only_some_chunks_have_is_nan_in_the_others(order: list[int]) -> None:
+    valid = torch.ones(1, 2, dtype=torch.bool)
+    judged = Annotation(scores=torch.ones(1, 2), valid=valid, preferences=torch.rand(1, 2, 2), mass=torch.rand(1, 2))
+    parts = [judged, Annotation(scores=torch.zeros(2, 2), valid=valid.expand(2, 2))]
+    joined = join([parts[i] for i in order])
+    row = 0 if order[0] == 0 else 2
+    assert joined.preferences is not None
+    assert joined.mass is not None
+    assert judged.preferences is not None
+    assert torch.equal(joined.preferences[row], judged.preferences[0])
+    assert joined.preferences.isnan().flatten(1).all(1).sum() == joined.mass.isnan().all(1).sum() == 2
+
+
+def test_labels_of_two_versions_are_no_rollout() -> None:
+    scores, valid = torch.ones(1, 2), torch.ones(1, 2, dtype=torch.bool)
+    parts = [Annotation(scores=scores, valid=valid, annotator_version=version) for version in (3, 4)]
+    with pytest.raises(UserError, match=r"should have one annotator_version, but they have \[3, 4\]"):
+        join(parts)
 
 
 def test_batches_are_joined_too() -> None:

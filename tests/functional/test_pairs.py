@@ -4,7 +4,15 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from lit_align.functional import all_pairs_from_preferences, all_pairs_from_scores, best_versus_worst, bradley_terry, same_tokens
+from lit_align.functional import (
+    all_pairs,
+    all_pairs_from_preferences,
+    all_pairs_from_scores,
+    best_versus_worst,
+    bradley_terry,
+    same_tokens,
+    win_probabilities,
+)
 
 NAN = torch.nan
 MAKERS = [best_versus_worst, all_pairs_from_scores]
@@ -78,3 +86,16 @@ def test_the_same_tokens_are_the_same_wherever_padding_differs():
         [0, 0, 0, 0, 1, 1],
         [0, 0, 0, 0, 1, 1],
     ]
+
+
+def test_a_prompt_that_no_judge_compared_has_pairs_by_its_scores():
+    scores = torch.tensor([[1.0, 2.0, 3.0]] * 3)
+    preferences = torch.full((3, 3, 3), NAN)
+    preferences[0, 0, 1], preferences[0, 1, 0] = 0.9, 0.1
+    valid = torch.tensor([[True] * 3, [True] * 3, [False] * 3])
+    assert pairs_of(all_pairs(scores, preferences, valid)) == [(0, 0, 1), (1, 1, 0), (1, 2, 0), (1, 2, 1)]
+    assert pairs_of(all_pairs(scores, None, valid)) == [(row, *pair) for row in (0, 1) for pair in ((1, 0), (2, 0), (2, 1))]
+    sure = win_probabilities(scores, preferences)
+    assert_close(sure[0], preferences[0], equal_nan=True)
+    assert torch.equal(sure[1:], bradley_terry(scores)[1:])
+    assert torch.equal(win_probabilities(scores, None), bradley_terry(scores))

@@ -18,12 +18,13 @@ from lightning.pytorch import Callback
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 
 from callbacks import JudgeEvaluation
-from lit_align.algorithms import DAR, DPO, MovingAverage
-from lit_align.annotators import FunctionAnnotator
+from lit_align.algorithms import DAR, DPO, MovingAverage, RunningMax
+from lit_align.annotators import FunctionAnnotator, Refreshed, RewardModelAnnotator
 from lit_align.data import Budget, ListPrompts, OnlineDataModule
 from lit_align.generation import CacheSampler
 from lit_align.models import CausalPolicy, LoRA
 from lit_align.types import Prompt, UserError
+from tests.annotators.test_reward_model import write_reward_model
 from tests.data.test_preferences import data_of, many, moving
 from tests.tiny import PROMPTS, adamw, make_dar, make_data, make_trainer, vowels
 from tests.wheel.harness import Fit, PlantedGradient, Poison, Recorder, Scores, Weights, differing, fit, patchy
@@ -213,6 +214,31 @@ class Ranks:
             "spent": rest.data.spent.calls if isinstance(rest.data, OnlineDataModule) else None,
         }
 
+    def refreshed(self) -> dict[str, Any]:
+        """A reward model that learns from the samples of both, with some prompts on each rank whose labels it wants."""
+        annotator = learner(self.folder / f"reward-{self.rank}")
+        result = self.fit("refreshed", FIVE_STEPS, module=steady(self.model), micro_batch_prompts=2, annotator=annotator)
+        found = annotator.state_dict()
+        metrics = result.recorder.metrics
+        return {
+            "weights": found["weights"],
+            "known": found["known"],
+            "version": found["version"],
+            "metrics": metrics,
+            "state": result.state,
+        }
+
+
+def learner(folder: Path) -> Refreshed:
+    """Learns of 5 of 8 prompts after every rollout."""
+    path = write_reward_model(folder)
+    return Refreshed(RewardModelAnnotator(path), FunctionAnnotator(vowels), 1, prompts_per_rollout=5, optimizer=adamw(1e-3))
+
+
+def steady(model: str) -> DAR:
+    """Whose scale may start anew."""
+    return make_dar(model, alpha=0.5, beta=1.5, scale=RunningMax(), optimizer=adamw(3e-3))
+
 
 def watching() -> list[Callback]:
     """Three prompts in chunks of one: the ranks have two and one."""
@@ -249,6 +275,7 @@ def main() -> None:
         ranks.losses,
         ranks.adapter,
         ranks.anchored,
+        ranks.refreshed,
         ranks.resumed,
         ranks.sharded,
         ranks.one_bad_rank,

@@ -87,6 +87,20 @@ def test_an_adapter_trains_as_in_one_process(both: list[dict[str, Any]], tiny: s
         torch.testing.assert_close(both[0]["adapter"]["state"][f"policy.{name}"], value, atol=1e-4, rtol=0)
 
 
+def test_both_have_the_same_reward_model_and_it_is_that_of_one_process(both: list[dict[str, Any]], tiny: str, root: Path) -> None:
+    annotator = ranks.learner(root / "reward")
+    one = fit(root, tiny, module=ranks.steady(tiny), micro_batch_prompts=4, trainer=ranks.FIVE_STEPS, annotator=annotator)
+    state, (first, second) = annotator.state_dict(), (rank["refreshed"] for rank in both)
+    assert differing(first["weights"], second["weights"]) == []
+    assert first["version"] == state["version"] == 3
+    assert first["known"] == second["known"] == state["known"], "the same prompts and texts, in the same order"
+    for name, weight in state["weights"].items():
+        torch.testing.assert_close(first["weights"][name], weight, atol=1e-4, rtol=0)
+    assert first["metrics"][-1]["refresh/accuracy"] == second["metrics"][-1]["refresh/accuracy"]
+    assert first["metrics"][-1]["labels/used"] == one.recorder.metrics[-1]["labels/used"] == 3 * 8 * 4 + 2 * 5 * 4
+    assert differing(policy_weights(first["state"]), policy_weights(second["state"])) == []
+
+
 def test_both_have_the_same_moving_reference(both: list[dict[str, Any]]) -> None:
     one, other = (rank["anchored"]["state"] for rank in both)
     assert differing(one, other) == []
