@@ -45,6 +45,7 @@ class PairwiseJudge(Annotator):
         self.tie_margin, self.opponents = tie_margin, opponents
         self.asker = Asker("PairwiseJudge", backend, OPTIONS, min_mass)
         settings = f"tie_margin={tie_margin}, opponents={opponents}, min_mass={min_mass}"
+        self.waits = backend.waits
         self.identity = f"PairwiseJudge({backend.identity}, {self.template.identity}, {settings})"
 
     def setup(self, device: torch.device) -> None:

@@ -12,6 +12,7 @@ from lit_align.data.base import AlignmentDataModule, datasets_of
 from lit_align.data.collate import join
 from lit_align.data.dynamic import groups_with_spread
 from lit_align.data.journal import LabelJournal
+from lit_align.data.labelling import labelled
 from lit_align.data.lock import lock_run
 from lit_align.data.pool import LongPrompts
 from lit_align.functional.distributed import global_mean, global_std, global_sum
@@ -132,15 +133,12 @@ class OnlineDataModule(AlignmentDataModule):
 
     def _label(self, prompts: list[EncodedPrompt], stream: Stream, chunks: list[tuple[Rollouts, Annotation]]) -> Annotation:
         """Answer and annotate, adding to ``chunks``; what was said of these prompts."""
-        k, earlier = self.responses_per_prompt, len(chunks)
-        done = sum(len(rollouts.prompts) for rollouts, _ in chunks) * k
-        for start in range(0, len(prompts), self.chunk_prompts):
-            rollouts = self.sampler.sample(self.aligner.policy, prompts[start : start + self.chunk_prompts], k, stream)
-            sampled = done + len(rollouts.prompts) * k
-            self.tell("progress", sampled, done)
-            chunks.append((rollouts, self.journal.annotate(self.annotator, rollouts, stream)))
-            self.tell("progress", sampled, sampled)
-            done = sampled
+        earlier, size, k = len(chunks), self.chunk_prompts, self.responses_per_prompt
+        parts = (prompts[start : start + size] for start in range(0, len(prompts), size))
+        sampled = (self.sampler.sample(self.aligner.policy, part, k, stream) for part in parts)
+        label, tell = partial(self.journal.annotate, self.annotator, stream=stream), partial(self.tell, "progress")
+        done = sum(rollouts.finished.numel() for rollouts, _ in chunks)
+        chunks.extend(labelled(sampled, label, tell, done=done, overlap=self.annotator.waits))
         return join([annotation for _, annotation in chunks[earlier:]])
 
     def _search(self, said: Annotation, stream: Stream, chunks: list[tuple[Rollouts, Annotation]]) -> list[int]:
