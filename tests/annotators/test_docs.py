@@ -1,5 +1,6 @@
 """The examples of docs/annotator.md do what the page says."""
 
+import math
 import re
 import sys
 from dataclasses import replace
@@ -10,7 +11,7 @@ import torch
 import yaml
 from jsonargparse import ArgumentParser
 
-from lit_align.annotators import RewardModelAnnotator, ScoringJudge
+from lit_align.annotators import ChatAPI, RewardModelAnnotator, ScoringJudge
 from lit_align.types import Annotator, Prompt
 from tests.annotators.worlds import Fake, rollouts
 
@@ -54,6 +55,18 @@ def test_the_template(tmp_path):
     [question] = backend.questions
     assert "<wish>\nRice!\n</wish>\n<recipe>\nBoil {rice}.\n</recipe>" in question
     assert question.endswith("Grade:")
+
+
+def test_the_judge_behind_an_api(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "digits.yaml").write_text(blocks("yaml")[3], encoding="utf-8")
+    judge = annotator_of(blocks("yaml")[2])
+    assert isinstance(judge, ScoringJudge)
+    assert isinstance(judge.backend, ChatAPI)
+    assert (judge.backend.base_url, judge.backend.api_key_env, judge.backend.readout) == ("http://localhost:8000/v1", None, "logprobs")
+    judge.asker.backend = Fake(lambda _: [0.0, *[-math.inf] * 9])
+    assert judge.annotate(rollouts([["Four."]], ["2 + 2?"])).scores.tolist() == [[-1.0]]
+    assert "<question>\n2 + 2?\n</question>" in judge.asker.backend.questions[0]
 
 
 @pytest.mark.parametrize(("k", "opponents", "questions"), [(4, None, 4 * 3), (4, 2, 2 * 4), (2, None, 2)])
