@@ -26,13 +26,13 @@ class Question:
         key: all that the answer depends on, by which the meter knows it.
         request: of ``client.chat.completions.create``.
         read: what to keep of the answer; a ValueError says that it is none.
-        rejected: what to keep where the server does not take such a request; None where that is a mistake.
+        rejected: what to keep where the server does not take such a request, from its words; None where that is a mistake.
     """
 
     key: str
     request: Mapping[str, Any]
     read: Callable[["ChatCompletion"], str]
-    rejected: str | None = None
+    rejected: Callable[[str], str] | None = None
 
 
 class Answered(NamedTuple):
@@ -96,7 +96,7 @@ async def complete(client: "AsyncOpenAI", question: Question, timeout: float, ke
         if any(mark in words for mark in UNREADABLE):
             raise Unanswered(words, paid=False, again=False) from None
         if status in (400, 422) and question.rejected is not None:
-            return Answered(question.rejected)
+            return Answered(question.rejected(words))
         raise _mistake(status, words, str(client.base_url), question.request, key_name) from None
     except (ValueError, TypeError, LookupError, AttributeError) as error:  # of JSON that is cut short, or has another shape
         raise Unanswered(f"an answer that can't be read: {shown(repr(error))}", paid=True) from None

@@ -18,6 +18,7 @@ from lit_align.annotators.calls import Calls, Patience
 from lit_align.annotators.keys import check_no_key, read_key, require_openai
 from lit_align.annotators.readout import Readout, decide, option_logps, probe_of, read_answer, undecided
 from lit_align.annotators.waiting import outside_of_a_loop
+from lit_align.functional.distributed import world_size
 from lit_align.metering import current_meter
 from lit_align.types import JudgeBackend, Message, UserError
 
@@ -129,10 +130,10 @@ class ChatAPI(JudgeBackend):
             return "text"
         if options not in self._decided:
             request = self._request(({"role": "user", "content": probe_of(options)},), "logprobs")
-            rejected = undecided("the server takes no request with logprobs") if self.readout == "auto" else None
+            rejected = partial(undecided, "the server takes no request with logprobs") if self.readout == "auto" else None
             key = _canonical({"probe": options, "request": request})
             answer = await calls.ask(Question(key, request, partial(decide, options=options), rejected))
-            decision = json.loads(answer or undecided(f"the server did not answer when it was tried: {calls.unanswered}"))
+            decision = json.loads(answer or undecided("the server did not answer when it was tried", str(calls.unanswered)))
             if self.readout == "logprobs" and decision["readout"] != "logprobs":
                 raise UserError(
                     f"ChatAPI: readout is logprobs, but those of model {self.model!r} can't be read: {decision['because']}. Set "
@@ -168,9 +169,8 @@ class ChatAPI(JudgeBackend):
 
     def _share_of_concurrency(self) -> int:
         """This rank's part of the calls at once."""
-        if not (dist.is_available() and dist.is_initialized()):
-            return self.concurrency
-        ranks, rank = dist.get_world_size(), dist.get_rank()
+        ranks = world_size()
+        rank = dist.get_rank() if ranks > 1 else 0
         return max(1, self.concurrency // ranks + (rank < self.concurrency % ranks))
 
     def _count_unanswered(self, reasons: Sequence[str]) -> None:
@@ -185,7 +185,7 @@ class ChatAPI(JudgeBackend):
 
 def _canonical(value: Any) -> str:
     """The same text for the same value."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))
 
 
 def _check_numbers(numbers: dict[str, float], at_least: int) -> None:

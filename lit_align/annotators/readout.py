@@ -68,9 +68,9 @@ def decide(completion: "ChatCompletion", options: Sequence[str]) -> str:
     return json.dumps({"readout": "logprobs"})
 
 
-def undecided(because: str) -> str:
-    """A decision against log-probs, as JSON."""
-    return json.dumps({"readout": "text", "because": because})
+def undecided(because: str, words: str = "") -> str:
+    """A decision against log-probs, as JSON, with the server's words if it had any."""
+    return json.dumps({"readout": "text", "because": f"{because} ({words})" if words else because})
 
 
 def _longest(options: Sequence[str]) -> str:

@@ -145,6 +145,13 @@ def test_log_probs_that_must_be_there_and_are_not():
         ask(server.url, TWO, readout="logprobs")
 
 
+def test_what_the_server_says_against_log_probs_is_shown(caplog):
+    """It may take five of them, but not twenty."""
+    with FaultyServer([fails(400, message="at most 5")]) as server, caplog.at_level("INFO"):
+        ask(server.url, TWO)
+    assert re.search(r"ChatAPI reads text of m: the server takes no request with logprobs \(status 400: .*at most 5", caplog.text)
+
+
 def test_a_resumed_run_reads_as_it_began():
     """Whatever the server can do by then."""
     with FaultyServer([says("1")], says("2", {"1": -0.1})) as server:

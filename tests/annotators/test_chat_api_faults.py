@@ -299,8 +299,7 @@ def test_no_more_calls_at_once_than_allowed_and_as_many():
 
 @pytest.mark.parametrize(("ranks", "shares"), [(1, [5]), (2, [3, 2]), (8, [1] * 8)])
 def test_ranks_share_the_calls_at_once(ranks, shares, monkeypatch):
-    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
-    monkeypatch.setattr("torch.distributed.get_world_size", lambda: ranks)
+    monkeypatch.setattr("lit_align.annotators.chat_api.world_size", lambda: ranks)
     api, found = make_api("http://localhost/v1", concurrency=5), []
     for rank in range(ranks):
         monkeypatch.setattr("torch.distributed.get_rank", lambda rank=rank: rank)
