@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import email.utils
+import json
 import math
 import socket
 import threading
@@ -13,13 +14,16 @@ import pytest
 
 pytest.importorskip("openai", reason="the extra api is not installed")
 
-from lit_align.annotators import ChatAPI
+from lit_align.annotators import ChatAPI, ScoringJudge
 from lit_align.annotators.attempt import retry_after
 from lit_align.annotators.calls import Patience
 from lit_align.metering import metered
 from lit_align.types import UserError
+from tests.annotators.worlds import SCORING
 from tests.servers.faulty import FaultyServer, completion, cut, fails, says, sends, slow
 from tests.servers.meters import Notebook
+from tests.tiny import write_tiny
+from tests.wheel.harness import fit
 
 PATIENT = 30.0  # seconds; no test waits for it
 
@@ -284,6 +288,42 @@ def test_a_question_says_all_that_its_answer_depends_on():
         ask(other, meter, "a", "a")
     assert len(meter.known) == len(settings) + 3, "two draws of one question"
     assert len(server.requests) == len(meter.known)
+
+
+@pytest.mark.parametrize("remembers", [False, True])
+def test_a_run_that_lost_its_server_goes_on_where_it_was(remembers, tmp_path):
+    """No label that came is asked for again; with a meter that remembers, no answer either."""
+    (tmp_path / "scoring.yaml").write_text(SCORING, encoding="utf-8")
+    model, answered, meter = write_tiny(tmp_path / "model"), [], Notebook()
+
+    def answer(body, limit):
+        if len(answered) >= limit:
+            return fails(500)
+        answered.append(body["messages"][0]["content"])
+        return says(str(1 + len(answered[-1]) % 10))
+
+    def run(limit):
+        with FaultyServer(answer=lambda body: answer(body, limit)) as server, metered(meter if remembers else Notebook()):
+            judge = ScoringJudge(make_api(server.url, concurrency=1, max_retries=1), str(tmp_path / "scoring.yaml"))
+            return fit(tmp_path / "run", model, annotator=judge, chunk_prompts=2, trainer={"max_epochs": 1})
+
+    with pytest.raises(UserError, match="got none in 2 attempts"):
+        run(limit=20)
+    first = labels_of(tmp_path)
+    assert 2 <= len(first) < 8
+    assert all(score is not None for row in first for score in row["scores"]), "an outage is no label"
+    result = run(limit=1000)
+    assert labels_of(tmp_path)[: len(first)] == first
+    assert len(labels_of(tmp_path)) == 8
+    again = len(answered) - len(set(answered))
+    assert (again == 0) == remembers
+    assert again < 8, "of the chunk in flight"
+    assert result.recorder.metrics[-1]["labels/used"] == 32
+
+
+def labels_of(folder):
+    lines = (folder / "run" / "journal" / "labels-0.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
 
 
 def test_no_more_calls_at_once_than_allowed_and_as_many():
