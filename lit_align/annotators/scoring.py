@@ -71,7 +71,7 @@ class ScoringJudge(Annotator):
                 f"ScoringJudge: scale should be at least two different grades from the worst to the best, got {list(self.scale)}."
             )
         for grade in (self.scale[0], self.scale[-1]):
-            if self.scale != OPTIONS and not re.search(rf"\b{re.escape(grade)}\b", self.template.ending):
+            if self.scale != OPTIONS and not re.search(rf"(?<!\w){re.escape(grade)}(?!\w)", self.template.ending):
                 raise UserError(
                     f"ScoringJudge: scale goes from {self.scale[0]!r} to {self.scale[-1]!r}, but {grade!r} is nowhere in the ending of "
                     f"template {self.template.name}, so that the model would be asked for other grades. Ask for these, in a template of "

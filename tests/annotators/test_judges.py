@@ -118,7 +118,7 @@ def test_identity_names_backend_and_words_and_the_backend_is_woken(kind, templat
 DIGITS, LETTERS_OF_GRADES = tuple("0123456789"), tuple("ABCDEFGHIJ")
 
 
-@pytest.mark.parametrize("scale", [DIGITS, LETTERS_OF_GRADES, ("bad", "so-so", "good")])
+@pytest.mark.parametrize("scale", [DIGITS, LETTERS_OF_GRADES, ("--", "so-so", "++")])
 def test_a_scale_goes_from_the_worst_to_the_best(scale, templates, tmp_path):
     (tmp_path / "own.yaml").write_text(SCORING.replace("'='", f"'from {scale[0]} to {scale[-1]}='"), encoding="utf-8")
     n = len(scale)
