@@ -17,7 +17,8 @@ class Throughput(RolloutCallback):
 
     - ``throughput/rollout_tokens_per_second``, once per rollout: response tokens of what is trained on over the seconds of the rollout
       phase: sampling, annotation, log-probs, ``prepare``.
-    - ``throughput/annotation_share``: the part of these seconds in which a chunk was being annotated, of the rank where it is largest.
+    - ``throughput/annotation_share``: the part of these seconds in which there was nothing to do but wait for an annotator, of the rank
+      where it is largest.
     - ``throughput/train_tokens_per_second``, at the epoch's end: prompt and response tokens, padding apart, that optimizer steps
       read, over the seconds of these steps. What happens between two micro-batches (an evaluation, a checkpoint) is not counted.
     """

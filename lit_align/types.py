@@ -419,11 +419,13 @@ class Annotator(ABC):
     """Labels responses: a rule, a reward model, an LLM judge, an API.
 
     ``identity`` says which of its kind it is (a function's or a model's name), so that no label of another one is taken for its
-    own; ``version`` grows when it learns.
+    own; ``version`` grows when it learns. One that ``waits`` for a network is asked in another thread while the next responses
+    are sampled, about one chunk of them at a time.
     """
 
     identity: str = ""
     version: int = 0
+    waits: bool = False
 
     @abstractmethod
     def annotate(self, rollouts: Rollouts) -> Annotation:
@@ -470,9 +472,11 @@ Ask = Callable[[Annotator, Rollouts], Annotation]
 
 
 class JudgeBackend(ABC):
-    """A language model that a judge asks: it says how likely each of a few answers is. ``identity`` says which model it is."""
+    """A language model that a judge asks: it says how likely each of a few answers is. ``identity`` says which model it is,
+    ``waits`` whether a judge that asks it is an annotator that waits."""
 
     identity: str = ""
+    waits: bool = False
 
     @abstractmethod
     def option_logps(self, prompts: Sequence[str | Sequence[Message]], options: Sequence[str]) -> Tensor:

@@ -1,6 +1,7 @@
 """Annotators: what labels the policy's responses."""
 
 from lit_align.annotators.cached import Cached
+from lit_align.annotators.chat_api import ChatAPI
 from lit_align.annotators.checklist import Checklist, Item
 from lit_align.annotators.constitution import Constitution
 from lit_align.annotators.ensemble import Combine, Ensemble, Mean, MeanMinusVariance, WeightedSum, WorstCase
@@ -21,6 +22,7 @@ from lit_align.annotators.verifier import Verifier
 
 __all__ = [
     "Cached",
+    "ChatAPI",
     "Checklist",
     "Combine",
     "Constitution",

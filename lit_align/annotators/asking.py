@@ -22,6 +22,11 @@ class Judge(Annotator):
 
     backend: JudgeBackend
 
+    @property
+    def waits(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Where the backend does."""
+        return self.backend.waits
+
     def setup(self, device: torch.device) -> None:
         """Wake the backend."""
         self.backend.setup(device)
@@ -72,7 +77,11 @@ class Asker:
         """Grades from -1 to 1, 0 where it would not answer, their mass and whether it is enough; each of this shape, in float64."""
         logps, mass, enough = self.ask(questions)
         grades = most_likely_score(logps) if hard else expected_score(logps)
-        return centred_score(grades).where(enough, 0.0).reshape(*shape), mass.reshape(*shape), enough.reshape(*shape)
+        return (
+            centred_score(grades, best=len(self.options)).where(enough, 0.0).reshape(*shape),
+            mass.reshape(*shape),
+            enough.reshape(*shape),
+        )
 
     def _count(self, asked: int, refused: int, mean_mass: float) -> None:
         if refused and not self.refused:

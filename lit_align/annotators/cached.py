@@ -63,6 +63,11 @@ class Cached(Annotator):
         """The annotator's own."""
         return self.annotator.version
 
+    @property
+    def waits(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Where the annotator does."""
+        return self.annotator.waits
+
     def setup(self, device: torch.device) -> None:
         """Wake the annotator."""
         self.annotator.setup(device)

@@ -66,6 +66,7 @@ class Checklist(Annotator):
         min_mass: float = 0.5,
     ) -> None:
         self.backend, self.verifiers = backend, dict(verifiers or {})
+        self.waits = backend is not None and backend.waits
         self.template, self.decider = Template.load(template, "checklist"), Decider("Checklist")
         self.asker = None if backend is None else Asker("Checklist", backend, OPTIONS, min_mass)
         self.unlisted = 0

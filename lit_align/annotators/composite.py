@@ -77,6 +77,11 @@ class Composite(Annotator, ABC):
             member.load_state_dict(state.get(str(number), {}))
 
     @final
+    @property
+    def waits(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Where any member does."""
+        return any(member.waits for member in self.members)
+
     def setup(self, device: torch.device) -> None:
         """Wake every member."""
         for member in self.members:

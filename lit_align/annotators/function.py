@@ -6,7 +6,6 @@ import math
 import warnings
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from functools import partial
 from types import FunctionType
@@ -14,6 +13,7 @@ from typing import Any, TypeVar, final
 
 import torch
 
+from lit_align.annotators.waiting import outside_of_a_loop
 from lit_align.types import Annotation, Annotator, Prompt, Rollouts, UserError
 
 ScoreFunction = Callable[[Prompt, Sequence[str]], Sequence[float] | Awaitable[Sequence[float]]]
@@ -49,7 +49,7 @@ class FunctionAnnotator(Annotator):
         self.function = function
         named = function if isinstance(function, FunctionType) else type(function)
         self.identity = f"{named.__module__}.{named.__qualname__}"
-        self.concurrency = concurrency
+        self.concurrency, self.waits = concurrency, _is_async(function)
         self.failures: Counter[str] = Counter()
         self._runner: asyncio.Runner | None = None
 
@@ -68,7 +68,7 @@ class FunctionAnnotator(Annotator):
     def close(self) -> None:
         """Close the event loop that the calls of an ``async`` function were made in."""
         if self._runner is not None:
-            _outside_of_a_loop(self._runner.close)
+            outside_of_a_loop(self._runner.close)
             self._runner = None
 
     def _ask(self, prompt: Prompt, texts: Sequence[str]) -> object:
@@ -94,7 +94,7 @@ class FunctionAnnotator(Annotator):
     def _wait_for(self, coroutine: Coroutine[Any, Any, _T]) -> _T:
         self._runner = self._runner or asyncio.Runner()
         try:
-            return _outside_of_a_loop(partial(self._runner.run, coroutine, context=copy_context()))  # whose meter is that of now
+            return outside_of_a_loop(partial(self._runner.run, coroutine, context=copy_context()))  # whose meter is that of now
         except BaseException:
             self.close()  # cancels the calls still waiting
             raise
@@ -141,16 +141,6 @@ async def _awaited(answer: Awaitable[object]) -> object:
         return await answer
     except Exception as error:
         return error
-
-
-def _outside_of_a_loop(call: Callable[[], _T]) -> _T:
-    """``call()``, in another thread if this one, like a notebook's, has an event loop running already."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return call()
-    with ThreadPoolExecutor(1) as pool:
-        return pool.submit(call).result()
 
 
 def _number(score: Any) -> float:

@@ -3,6 +3,7 @@
 from abc import ABC
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, final
 
@@ -15,6 +16,7 @@ from lit_align.data.budget import Budget
 from lit_align.data.collate import join
 from lit_align.data.costs import Costs
 from lit_align.data.journal import LabelJournal
+from lit_align.data.labelling import labelled
 from lit_align.data.lock import lock_run
 from lit_align.data.pool import LongPrompts
 from lit_align.data.spend import Price, Spend
@@ -126,15 +128,13 @@ class SamplingDataModule(AlignmentDataModule, ABC):
 
     def label(self, prompts: list[EncodedPrompt], stream: Stream, chunks: Chunks, annotator: Annotator | None) -> Annotation:
         """Answer and annotate, adding to ``chunks``; what was said of these prompts. Without an annotator, nothing is said."""
-        k, earlier = self.responses_per_prompt, len(chunks)
-        done = sum(len(rollouts.prompts) for rollouts, _ in chunks) * k
-        for start in range(0, len(prompts), self.chunk_prompts):
-            rollouts = self.sampler.sample(self.aligner.policy, prompts[start : start + self.chunk_prompts], k, stream)
-            sampled = done + len(rollouts.prompts) * k
-            self.tell("progress", sampled, done)
-            chunks.append((rollouts, _nothing_said(rollouts) if annotator is None else self.journal.annotate(annotator, rollouts, stream)))
-            self.tell("progress", sampled, sampled)
-            done = sampled
+        earlier, size, k = len(chunks), self.chunk_prompts, self.responses_per_prompt
+        parts = (prompts[start : start + size] for start in range(0, len(prompts), size))
+        sampled = (self.sampler.sample(self.aligner.policy, part, k, stream) for part in parts)
+        label = _nothing_said if annotator is None else partial(self.journal.annotate, annotator, stream=stream)
+        done = sum(rollouts.finished.numel() for rollouts, _ in chunks)
+        overlap = annotator is not None and annotator.waits
+        chunks.extend(labelled(sampled, label, partial(self.tell, "progress"), done=done, overlap=overlap))
         return join([annotation for _, annotation in chunks[earlier:]])
 
     @final

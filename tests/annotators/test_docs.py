@@ -15,6 +15,7 @@ from jsonargparse import ArgumentParser
 
 from lit_align import annotators
 from lit_align.annotators import (
+    ChatAPI,
     Checklist,
     Ensemble,
     LabelFile,
@@ -140,6 +141,18 @@ def test_the_annotator_that_learns():
     assert isinstance(learner.teacher, LabelFile)
     assert (learner.every_n_rollouts, learner.teacher.patience_minutes) == (10, 600)
     assert learner.optimizer([torch.nn.Parameter(torch.zeros(1))]).param_groups[0]["lr"] == 1e-5
+
+
+def test_the_judge_behind_an_api(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "digits.yaml").write_text(blocks("yaml")[3], encoding="utf-8")
+    judge = annotator_of(blocks("yaml")[2])
+    assert isinstance(judge, ScoringJudge)
+    assert isinstance(judge.backend, ChatAPI)
+    assert (judge.backend.base_url, judge.backend.api_key_env, judge.backend.readout) == ("http://localhost:8000/v1", None, "logprobs")
+    judge.asker.backend = Fake(lambda _: [0.0, *[-math.inf] * 9])
+    assert judge.annotate(rollouts([["Four."]], ["2 + 2?"])).scores.tolist() == [[-1.0]]
+    assert "<question>\n2 + 2?\n</question>" in judge.asker.backend.questions[0]
 
 
 @pytest.mark.parametrize(("k", "opponents", "questions"), [(4, None, 4 * 3), (4, 2, 2 * 4), (2, None, 2)])

@@ -199,6 +199,13 @@ def raise_it(error):
     raise error
 
 
+@pytest.mark.parametrize(
+    ("function", "waits"), [(lengths, False), (asynchronous(lengths), True), (functools.partial(asynchronous(lengths)), True)]
+)
+def test_an_async_function_waits_for_something(function, waits):
+    assert FunctionAnnotator(function).waits is waits
+
+
 WHOLE_ROW = [
     ("raised", lambda: raise_it(KeyError("no answer")), r"it raised KeyError\('no answer'\)"),
     ("raised", lambda: raise_it(TimeoutError()), r"it raised TimeoutError\(\)"),

@@ -9,7 +9,7 @@ import torch
 import yaml
 from jsonargparse import ArgumentParser
 
-from lit_align.annotators import LocalLM, PairwiseJudge, RewardModelAnnotator, ScoringJudge
+from lit_align.annotators import ChatAPI, LocalLM, PairwiseJudge, RewardModelAnnotator, ScoringJudge
 from lit_align.types import Annotator, UserError
 from tests.annotators.worlds import PAIRWISE, SCORING, Fake, journal_means, make_tokenizer, rollouts, write_judge
 from tests.tiny import LETTERS, adamw, make_dar, make_data, make_trainer, write_tiny
@@ -113,6 +113,43 @@ def test_identity_names_backend_and_words_and_the_backend_is_woken(kind, templat
     judge.setup(torch.device("cpu"))
     judge.close()
     assert backend.devices == [torch.device("cpu"), None]
+
+
+DIGITS, LETTERS_OF_GRADES = tuple("0123456789"), tuple("ABCDEFGHIJ")
+
+
+@pytest.mark.parametrize("scale", [DIGITS, LETTERS_OF_GRADES, ("--", "so-so", "++")])
+def test_a_scale_goes_from_the_worst_to_the_best(scale, templates, tmp_path):
+    (tmp_path / "own.yaml").write_text(SCORING.replace("'='", f"'from {scale[0]} to {scale[-1]}='"), encoding="utf-8")
+    n = len(scale)
+
+    def grade_by_place(question):
+        return certain({"d": 0, "abc": n - 1, "aaa": 1}.get(question.split("|")[1].split("\n")[0], n // 2), n)
+
+    judge = ScoringJudge(Fake(grade_by_place), "own.yaml", scale=scale)
+    scores = judge.annotate(rollouts([["d", "abc", "aaa"]])).scores[0]
+    assert scores.tolist() == pytest.approx([-1.0, 1.0, -1 + 2 / (n - 1)])
+    flat = ScoringJudge(Fake(lambda _: [-math.log(n)] * n), "own.yaml", scale=scale).annotate(rollouts(TEXTS))
+    assert flat.scores.abs().max() < 1e-6
+    assert judge.asker.options == scale
+    assert judge.identity.endswith(f"scale={' '.join(scale)})")
+    assert judge.identity != ScoringJudge(Fake(grade_by_place), "own.yaml", scale=scale[::-1]).identity
+
+
+@pytest.mark.parametrize(
+    ("scale", "message"),
+    [
+        (("1",), "at least two different grades"),
+        (("1", "2", "1"), "at least two different grades"),
+        (("1", " 2"), "at least two different grades"),
+        (DIGITS, "from '0' to '9', but '0' is nowhere in the ending of template helpfulness"),
+        (LETTERS_OF_GRADES, "from 'A' to 'J', but 'A' is nowhere"),
+        (("1", "2", "3"), "from '1' to '3', but '3' is nowhere"),
+    ],
+)
+def test_a_scale_that_is_none_or_not_the_template_s_is_refused(scale, message):
+    with pytest.raises(UserError, match=message):
+        ScoringJudge(Fake(grade_by_length), "helpfulness", scale=scale)
 
 
 # A judge that compares
@@ -390,7 +427,13 @@ def test_dar_learns_from_a_judge(kind, grader, comparer, templates, tmp_path):
 
 # From a YAML
 
-EXPECTED = {"reward_model": RewardModelAnnotator, "scoring_judge": ScoringJudge, "pairwise_judge": PairwiseJudge}
+EXPECTED = {
+    "reward_model": RewardModelAnnotator,
+    "scoring_judge": ScoringJudge,
+    "pairwise_judge": PairwiseJudge,
+    "chat_api": ScoringJudge,
+    "chat_api_pairwise": PairwiseJudge,
+}
 
 
 @pytest.mark.parametrize("name", EXPECTED)
@@ -401,6 +444,10 @@ def test_from_a_shipped_yaml(name, request):
     parser.add_argument("--annotator", type=Annotator)
     made = parser.instantiate(parser.parse_object({"annotator": annotator})).annotator
     assert type(made) is EXPECTED[name]
-    if name != "reward_model":
+    if "judge" in name:
         assert isinstance(made.backend, LocalLM)
         assert made.identity.startswith(f"{EXPECTED[name].__name__}(my-judge, helpfulness:")
+    if "api" in name:
+        assert isinstance(made.backend, ChatAPI)
+        assert made.identity.startswith(f"{EXPECTED[name].__name__}(ChatAPI(gpt-4.1-mini, readout=auto")
+        assert made.waits
