@@ -121,7 +121,7 @@ class LabelJournal:
             try:
                 line: dict[str, Any] = json.loads(text)
                 key = _Key(**{name: line[name] for name in _Key._fields})
-                self._known[key] = _Labels(*(line.get(name) for name in _Labels._fields))
+                self._known[key] = _Labels(line["scores"], *(line.get(name) for name in _Labels._fields[1:]))
                 self._labels_read += line["labels"]
             except (ValueError, KeyError, TypeError) as error:
                 raise UserError(

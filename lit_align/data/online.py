@@ -113,7 +113,7 @@ class OnlineDataModule(SamplingDataModule):
             batch = AlignmentBatch.of(rollouts, annotation, torch.arange(len(prompts)) // self._step_rows)
             batch = replace(batch, scores=batch.scores - self.missing_eos_penalty * (~batch.finished & batch.valid).float())
             batch, diagnostics = self.aligner.prepare_rollout(batch, self.needs, self.micro_batch_prompts)
-            self.aligner.log_rollout(self.annotator.learn(rollouts, partial(self._ask, stream)))
+            self.learn(stream, rollouts)
         self.tell("end", rollouts, annotation, batch, diagnostics)
         return batch.to("cpu")
 
