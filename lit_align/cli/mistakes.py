@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import is_dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, final
+from typing import Any, final, get_args, get_origin
 
 from jsonargparse import ArgumentParser
 
@@ -120,6 +120,9 @@ class _Search:
         if isinstance(setting.value, list) and bases:
             for number, item in enumerate(setting.value):
                 yield from self._typed(item, annotation, f"{key}[{number}]")
+        elif bases and isinstance(setting.value, dict) and get_origin(annotation) is dict:  # names of the user's own
+            for name, item in setting.value.items():
+                yield from self._typed(item, get_args(annotation)[1], f"{key}.{name}")
         elif bases and isinstance(setting.value, dict):
             yield from self._class(setting, bases, key)
         elif bases and isinstance(setting.value, str):

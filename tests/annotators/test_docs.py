@@ -135,6 +135,17 @@ def test_annotators_over_annotators():
     assert [type(member) for member in ensemble.members] == [RewardModelAnnotator] * 2
 
 
+def test_the_routes(tmp_path, monkeypatch):
+    (tmp_path / "my_annotator.py").write_text("def score(prompt, responses):\n    return [len(text) for text in responses]\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "my_annotator", raising=False)
+    [router] = [annotator_of(block) for block in blocks("yaml") if "Router" in block]
+    said = rollouts([["a", "bb"]])
+    routed = router.annotate(replace(said, prompts=(Prompt(0, "1 + 1?", meta={"kind": "maths"}),)))
+    assert routed.scores.tolist() == [[1.0, 2.0]]
+    assert isinstance(router.members[1], RewardModelAnnotator)
+
+
 def test_the_annotator_that_learns():
     [learner] = [annotator_of(block) for block in blocks("yaml") if "Refreshed" in block]
     assert isinstance(learner, Refreshed)

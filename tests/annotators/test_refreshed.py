@@ -116,15 +116,20 @@ def test_what_is_a_comparison(model):
 
 def test_it_is_fitted_when_it_is_time_and_is_another_one_then(model):
     learner = made(model, every_n_rollouts=3, prompts_per_rollout=2, memory=5)
+    latest = learner.annotator.row(said().prompts[0], "jjj")
     learner.setup(CPU)
     seen = []
     for number in range(6):
         before = weights(learner)
-        metrics = learner.learn(said(number, texts=TEXTS[:2], prompts=PROMPTS[:2]), ask)
+        texts = TEXTS[:2] if number < 5 else [["jjj", "a"], ["a", "jjj"]]
+        metrics = learner.learn(said(number, texts=texts, prompts=PROMPTS[:2]), ask)
         assert bool(metrics) == bool(differing(before, weights(learner))) == (number in (2, 5))
         seen.append((learner.version, learner.identity, len(learner.state_dict()["known"])))
     assert [version for version, _, _ in seen] == [0, 0, 1, 1, 1, 2]
     assert [known for *_, known in seen] == [2, 4, 5, 5, 5, 5], "the oldest are forgotten"
+    known = learner.state_dict()["known"]
+    assert [latest in group["rows"] for group in known].count(True) == 1
+    assert all(len(group["rows"]) == 2 for group in known[-2:])
     assert len({identity for _, identity, _ in seen}) == 3
     assert learner.annotate(said()).annotator_version == 2
     other = made(model, every_n_rollouts=3, optimizer=sgd(0.06))

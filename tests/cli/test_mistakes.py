@@ -111,6 +111,19 @@ def test_a_mistake_on_the_command_line(option: str, message: str, refused: Refus
     assert message in refused(*OWN, option)
 
 
+def test_names_that_a_user_chooses_are_no_mistake_but_what_is_under_them_may_be(refused: Refused, tmp_path: Path) -> None:
+    (tmp_path / "routes.yaml").write_text(
+        "data:\n  init_args:\n    annotator:\n      class_path: lit_align.annotators.Router\n      init_args:\n        by: kind\n"
+        "        routes:\n          maths:\n            class_path: lit_align.annotators.FunctionAnnotator\n            init_args:\n"
+        "              functoin: my_annotator.score\n",
+        encoding="utf-8",
+    )
+    message = refused(*OWN, f"--config={tmp_path / 'routes.yaml'}")
+    assert "'data.init_args.annotator.init_args.routes.maths.init_args.functoin' of lit_align.annotators.FunctionAnnotator" in message
+    assert "Did you mean 'function'?" in message
+    assert "'maths'" not in message
+
+
 @pytest.mark.parametrize("key", ["data.init_args.seed", "data.seed"])
 def test_a_linked_value_is_refused(key: str, refused: Refused, tmp_path: Path) -> None:
     expected = f"lit-align: {key} (the command line) is set by seed_everything: what you give it would be ignored.\n"

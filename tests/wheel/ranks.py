@@ -24,7 +24,6 @@ from lit_align.data import Budget, ListPrompts, OnlineDataModule
 from lit_align.generation import CacheSampler
 from lit_align.models import CausalPolicy, LoRA
 from lit_align.types import Prompt, UserError
-from tests.annotators.test_reward_model import write_reward_model
 from tests.data.test_preferences import data_of, many, moving
 from tests.tiny import PROMPTS, adamw, make_dar, make_data, make_trainer, vowels
 from tests.wheel.harness import Fit, PlantedGradient, Poison, Recorder, Scores, Weights, differing, fit, patchy
@@ -216,7 +215,7 @@ class Ranks:
 
     def refreshed(self) -> dict[str, Any]:
         """A reward model that learns from the samples of both, with some prompts on each rank whose labels it wants."""
-        annotator = learner(self.folder / f"reward-{self.rank}")
+        annotator = learner(str(self.folder / "reward"))
         result = self.fit("refreshed", FIVE_STEPS, module=steady(self.model), micro_batch_prompts=2, annotator=annotator)
         found = annotator.state_dict()
         metrics = result.recorder.metrics
@@ -229,9 +228,8 @@ class Ranks:
         }
 
 
-def learner(folder: Path) -> Refreshed:
+def learner(path: str) -> Refreshed:
     """Learns of 5 of 8 prompts after every rollout."""
-    path = write_reward_model(folder)
     return Refreshed(RewardModelAnnotator(path), FunctionAnnotator(vowels), 1, prompts_per_rollout=5, optimizer=adamw(1e-3))
 
 

@@ -55,6 +55,11 @@ def learnt(result):
     return result.state | {f"reward.{name}": value for name, value in states.get("0", states)["weights"].items()}
 
 
+def refreshes(result):
+    """What the last fit said of itself."""
+    return {name: value for name, value in result.recorder.metrics[-1].items() if name.startswith("refresh/")}
+
+
 @pytest.fixture(scope="module")
 def whole(tiny, model, tmp_path_factory):
     root = tmp_path_factory.mktemp("whole")
@@ -81,6 +86,8 @@ def test_resumed_between_fits_it_is_as_if_it_had_not_been_stopped(stopped_after,
     resumed = run(root, tiny, model, teacher, wrapped=wrapped, ckpt_path=root / "last.ckpt")
     assert differing(learnt(expected), learnt(resumed)) == []
     assert {number for number, _ in teacher.asked} == set(range(stopped_after, 4))
+    assert refreshes(resumed) == refreshes(expected)
+    assert refreshes(expected)
 
 
 @pytest.mark.parametrize("asked", [1, 3])

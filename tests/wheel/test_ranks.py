@@ -12,6 +12,7 @@ import torch
 
 from lit_align.models import CausalPolicy
 from lit_align.types import UserError
+from tests.annotators.test_reward_model import write_reward_model
 from tests.data.test_preferences import data_of, many, moving
 from tests.tiny import make_dar, make_data, make_trainer
 from tests.wheel import ranks
@@ -33,6 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def both(tiny_with_dropout: str, tiny: str, folder: Path) -> list[dict[str, Any]]:
     """What each rank saw; started once for all tests here."""
+    write_reward_model(folder / "reward")  # transformers writes no model on the second rank
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -88,7 +90,7 @@ def test_an_adapter_trains_as_in_one_process(both: list[dict[str, Any]], tiny: s
 
 
 def test_both_have_the_same_reward_model_and_it_is_that_of_one_process(both: list[dict[str, Any]], tiny: str, root: Path) -> None:
-    annotator = ranks.learner(root / "reward")
+    annotator = ranks.learner(write_reward_model(root / "reward"))
     one = fit(root, tiny, module=ranks.steady(tiny), micro_batch_prompts=4, trainer=ranks.FIVE_STEPS, annotator=annotator)
     state, (first, second) = annotator.state_dict(), (rank["refreshed"] for rank in both)
     assert differing(first["weights"], second["weights"]) == []
