@@ -92,7 +92,7 @@ def verdict_rate(verdicts: Tensor, prompts: Tensor, *, level: float = 0.95, resa
     credit, pairs = summed_by_prompt(wide, numbers), summed_by_prompt(torch.ones_like(wide), numbers)  # [prompts]
     value = float(credit.sum() / n)
     if bool((credit / pairs == credit[0] / pairs[0]).all()):
-        low, high = _wilson(value, len(pairs), level)
+        low, high = wilson(value, len(pairs), level)
     else:
         ends = bootstrap_interval(lambda drawn: (drawn @ credit) / (drawn @ pairs), len(pairs), level=level, resamples=resamples, seed=seed)
         low, high = map(float, ends)
@@ -133,7 +133,7 @@ def _pairs(scores: Tensor, rival_scores: Tensor, valid: Tensor | None) -> tuple[
     return scores, rivals, counted
 
 
-def _wilson(value: float, n: int, level: float) -> tuple[float, float]:
+def wilson(value: float, n: int, level: float) -> tuple[float, float]:
     """The rates that would not make a mean of ``value`` over ``n`` independent prompts surprising (Wilson, 1927)."""
     z2 = normal_quantile(level) ** 2
     centre = (value + z2 / (2 * n)) / (1 + z2 / n)
