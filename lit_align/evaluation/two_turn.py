@@ -133,8 +133,8 @@ def summarised(questions: Sequence[Question], grades: Tensor, *, level: float = 
 
 
 def _mean(grades: Tensor, level: float, seed: int) -> Grade:
-    """Over what is no NaN; both answers to a question are drawn together. Where all questions agree a bootstrap would claim certainty: there
-    it is Wilson's interval between 1 and 10, for one observation per question."""
+    """Over what is no NaN; both answers to a question are drawn together. Where all questions agree a bootstrap would claim certainty:
+    there it is Wilson's interval between 1 and 10, for one observation per question."""
     there = ~grades.isnan()
     rows = there.any(-1)
     sums, counts = grades.where(there, 0.0).sum(-1)[rows], there.sum(-1)[rows].double()
