@@ -11,6 +11,7 @@ import pytest
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from transformers import LlamaForCausalLM
 
 from callbacks import Histograms, JudgeEvaluation, KLMonitor, SampleTable, Throughput, WeightClipping
 from lit_align import __version__
@@ -21,7 +22,7 @@ from lit_align.cli.agree_options import agree_parser
 from lit_align.cli.agree_table import WORDS
 from lit_align.data import DemonstrationDataModule, JsonlPrompts, ListPrompts
 from lit_align.models import CausalPolicy
-from tests.annotators.worlds import rollouts
+from tests.annotators.worlds import llama_config, make_tokenizer, rollouts
 from tests.tiny import PROMPTS, adamw, make_dar, make_data, make_trainer, vowels, write_prompts, write_tiny
 
 ROOT = Path(__file__).parents[1]
@@ -109,6 +110,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "my_judge",
         "my_callback",
         "my_anchor",
+        "my_reader",
     ):
         monkeypatch.delitem(__import__("sys").modules, name, raising=False)
     return tmp_path
@@ -126,7 +128,7 @@ def run_commands(page: Path) -> None:
         if any("strategy/" in argument for argument in command):
             parse(command)
             continue
-        if command[0] == "export":
+        if command[0] in ("export", "judge", "mtbench", "plot"):
             main(command)
             continue
         arguments = [*command, "--trainer.accelerator=cpu"]
@@ -218,6 +220,39 @@ def test_the_page_on_trust_has_every_measure_and_option() -> None:
     assert {name: words for words, name in listed.items()} == WORDS
     offered = {option for action in agree_parser(add_help=False)._actions for option in action.option_strings}
     assert offered - set(re.findall(r"`(--\w+)", text)) == {"--seed"}
+
+
+def test_what_the_page_on_evaluation_tells_to_run_runs(folder: Path) -> None:
+    write_grader(folder / "my-judge")
+    page = ROOT / "docs" / "evaluation.md"
+    write_files(folder, page)
+    run_commands(page)
+    found = {name: json.loads((folder / "runs" / name / "report.json").read_text(encoding="utf-8")) for name in ("judged", "judged-again")}
+    assert [said["comparisons"][0]["win_rate"]["n"] for said in found.values()] == [12, 12]
+    assert [said["trained_for_judge"] for said in found.values()] == [[], ["runs/judged/samples/runs-first.jsonl"]]
+    three = json.loads((folder / "runs" / "three" / "report.json").read_text(encoding="utf-8"))
+    assert len(three["ratings"]) == 3
+    grades = [json.loads((folder / "runs" / name / "report.json").read_text(encoding="utf-8")) for name in ("graded", "graded-again")]
+    assert [*grades[0]["models"].values()] == [*grades[1]["models"].values()]
+    assert grades[0]["models"]["my-model"]["all"]["n"] == 4
+    points = json.loads((folder / "runs" / "reward_kl.json").read_text(encoding="utf-8"))
+    assert points["runs"]["runs/first"]["rollouts"] == [0, 1]
+
+
+def write_grader(folder: Path) -> None:
+    """A judge that gives one-digit grades, the same ones whatever it reads."""
+    tokenizer = make_tokenizer()
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(llama_config(max_position_embeddings=2048, tie_word_embeddings=False))
+    digits = tokenizer.convert_tokens_to_ids(list("123456789"))
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if name.endswith(("o_proj.weight", "down_proj.weight", "lm_head.weight")):
+                weight.zero_()
+        model.get_input_embeddings().weight[:, 0] = 10.0  # what every token says
+        model.get_output_embeddings().weight[digits, 0] = 4.0
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
 
 
 def test_the_commands_of_the_log_can_be_parsed(folder: Path) -> None:

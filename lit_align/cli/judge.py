@@ -8,7 +8,7 @@ import torch
 
 from lit_align.cli.parts import read_parts
 from lit_align.cli.runs import refuse_existing
-from lit_align.cli.sampling import add_sampling_options, sampling_of
+from lit_align.cli.sampling import add_sampling_options, refuse_ignored, sampling_of
 from lit_align.cli.sources import content_of, file_of, generated_answers, prompts_for, slug, stored_answers, write_rows
 from lit_align.evaluation.answers import Answers, Matches, matched
 from lit_align.evaluation.judging import Verdicts, judged
@@ -40,7 +40,7 @@ def judge(arguments: Sequence[str]) -> None:
     parts = read_parts(options.config)
     models = [source for source in sources if file_of(source) is None]
     if not models:
-        _refuse_ignored(options)
+        refuse_ignored(options, "prompts", "chat")
     sides = {source: stored_answers(source) for source in sources if source not in models} | _generated(models, options, parts.sampler)
     ordered = [sides[source] for source in sources]
     matches = matched(ordered)
@@ -85,12 +85,6 @@ def _generated(models: Sequence[str], options: argparse.Namespace, sampler: Samp
         file = options.output / "samples" / f"{slug(source)}.jsonl"
         found[source] = generated_answers(source, prompts, options.responses, sampling, file)
     return found
-
-
-def _refuse_ignored(options: argparse.Namespace) -> None:
-    for name in ("prompts", "chat", "max_new_tokens", "temperature", "chat_template"):
-        if getattr(options, name):
-            raise UserError(f"--{name} would be ignored: every source is a file, and nothing is sampled. Leave it out.")
 
 
 def _say_what_is_left_out(sides: Sequence[Answers], matches: Matches) -> None:

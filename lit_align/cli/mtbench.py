@@ -11,7 +11,7 @@ import torch
 from lit_align.annotators import ScoringJudge
 from lit_align.cli.parts import read_parts
 from lit_align.cli.runs import refuse_existing
-from lit_align.cli.sampling import Sampling, add_sampling_options, run_of, sampling_of, trained_for
+from lit_align.cli.sampling import Sampling, add_sampling_options, refuse_ignored, run_of, sampling_of, trained_for
 from lit_align.cli.sources import slug, write_rows
 from lit_align.data.sources.rows import prompt_id
 from lit_align.evaluation.two_turn import GradeReport, Question, converse, graded, summarised
@@ -43,6 +43,8 @@ def mtbench(arguments: Sequence[str]) -> None:
             raise UserError(f"Expected a ScoringJudge, which grades from 1 to 10, got {type(judge).__name__}. Set it in --config.")
     questions, rows = read_questions(options.questions)
     models = [source for source in options.sources if not source.endswith(".jsonl")]
+    if not models:
+        refuse_ignored(options)
     sampling = sampling_of(options, parts.sampler, models)
     found: dict[str, list[tuple[str | None, ...]]] = {}
     for source in options.sources:

@@ -98,6 +98,17 @@ def checkpoint_of(source: str) -> tuple[Path, Path] | None:
     return (path, path / LAST) if _is_run(path) else None
 
 
+def refuse_ignored(options: argparse.Namespace, *more: str) -> None:
+    """Refuse options that say how to sample, and ``more`` of the kind, where nothing will be sampled.
+
+    Raises:
+        UserError: if one is given.
+    """
+    for name in ("max_new_tokens", "temperature", "chat_template", *more):
+        if getattr(options, name):
+            raise UserError(f"--{name} would be ignored: every source is a file, and nothing is sampled. Leave it out.")
+
+
 def run_of(source: str) -> Path | None:
     """The folder of the run that a source is, or lies in; None for what comes from anywhere else."""
     path = Path(source)

@@ -12,8 +12,10 @@ from torch import Tensor
 from lit_align.evaluation.answers import text_rollouts
 from lit_align.evaluation.bootstrap import bootstrap_interval
 from lit_align.evaluation.report import judge_warning, table, without_infinities
+from lit_align.evaluation.win_rate import wilson
 from lit_align.types import Annotator, Message, Prompt
 
+LOWEST, HIGHEST = 1.0, 10.0
 MIDDLE, HALF = 5.5, 4.5  # a scoring judge's score is (grade - 5.5) / 4.5
 Ask = Callable[[Sequence[Prompt]], Sequence[str | None]]
 """Answers to prompts of messages, None where there is none."""
@@ -131,16 +133,19 @@ def summarised(questions: Sequence[Question], grades: Tensor, *, level: float = 
 
 
 def _mean(grades: Tensor, level: float, seed: int) -> Grade:
-    """Over what is no NaN; both answers to a question are drawn together. Of a single question nothing is known."""
+    """Over what is no NaN; both answers to a question are drawn together. Where all questions agree a bootstrap would claim certainty:
+    there it is Wilson's interval between 1 and 10, for one observation per question."""
     there = ~grades.isnan()
     rows = there.any(-1)
     sums, counts = grades.where(there, 0.0).sum(-1)[rows], there.sum(-1)[rows].double()
     n = int(there.sum())
     if not n:
-        return Grade(math.nan, 1.0, 10.0, 0)
+        return Grade(math.nan, LOWEST, HIGHEST, 0)
     value = float(sums.sum() / n)
-    if len(sums) == 1:
-        return Grade(value, 1.0, 10.0, n)
+    means = sums / counts
+    if bool((means == means[0]).all()):
+        low, high = wilson((value - LOWEST) / (HIGHEST - LOWEST), len(means), level)
+        return Grade(value, LOWEST + low * (HIGHEST - LOWEST), LOWEST + high * (HIGHEST - LOWEST), n)
     low, high = bootstrap_interval(lambda drawn: (drawn @ sums) / (drawn @ counts), len(sums), level=level, resamples=2000, seed=seed)
     return Grade(value, float(low), float(high), n)
 

@@ -105,6 +105,7 @@ def test_a_model_answers_both_turns_and_is_graded_again_from_the_file(mtbench: M
             ["questions.jsonl", "--config=judge.yaml", "--questions=questions.jsonl"],
             "expected 'answers' to all 2 questions, but 2 have none",
         ),
+        (["questions.jsonl", "--config=judge.yaml", "--questions=questions.jsonl", "--temperature=1"], "--temperature would be ignored: "),
         (["x", "x", "--config=judge.yaml", "--questions=questions.jsonl"], "Expected different sources, got x x."),
         (["no-model", "--config=judge.yaml", "--questions=questions.jsonl"], "policy: no model at 'no-model'"),
     ],

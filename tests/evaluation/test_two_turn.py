@@ -79,8 +79,15 @@ def test_means_by_turn_and_category():
         "other": (5.0, 2),
     }
     assert found["turn 1"].low < 4.0 < found["turn 1"].high
-    assert (found["other"].low, found["other"].high) == (1.0, 10.0)  # one question
+    assert found["other"].high - found["other"].low > 7  # one question
     assert math.isnan(summarised(QUESTIONS, grades * math.nan)["all"].value)
+
+
+def test_questions_that_agree_are_not_certain():
+    few, many = (summarised([Question(i, ("a", "b"), (None, None)) for i in range(n)], torch.full((n, 2), 10.0).double()) for n in (5, 50))
+    assert (few["all"].value, few["all"].high, few["all"].n) == (10.0, pytest.approx(10.0), 10)
+    assert few["all"].low == pytest.approx(1 + 9 * 5 / (5 + 1.959963985**2))  # Wilson's, of five questions
+    assert few["all"].low < many["all"].low < 10
 
 
 def test_both_answers_to_a_question_are_drawn_together():
