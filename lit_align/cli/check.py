@@ -11,6 +11,7 @@ from typing import final
 from lightning.pytorch import LightningModule, Trainer
 
 from lit_align.cli.trainer import AlignmentCLI, run_trainer
+from lit_align.data import MixedDataModule
 from lit_align.types import AlignmentBatch, Annotation, Diagnostics, RolloutCallback, Rollouts, UserError
 
 LONGEST_TEXT = 60
@@ -88,7 +89,7 @@ def _show(rehearsal: Rehearsal) -> None:
     for response, score, ok in zip(rehearsal.rollouts.texts[0], scores.tolist(), valid.tolist(), strict=True):
         print(f"  {f'{score:8.3f}' if ok else ' invalid'}  {_short(response)}")
     rows = zip(rehearsal.annotation.scores, rehearsal.annotation.valid, strict=True)
-    if len(scores) > 1 and all(len(row[ok].unique()) < 2 for row, ok in rows):
+    if len(scores) > 1 and rehearsal.annotation.valid.any() and all(len(row[ok].unique()) < 2 for row, ok in rows):
         print("  No prompt's responses got different scores: there is nothing to learn. Look at the annotator.")
 
 
@@ -101,10 +102,17 @@ def _forecast(cli: AlignmentCLI) -> list[str]:
     prompts, k, extra = planned["prompts_per_rollout"], planned.get("responses_per_prompt", 0), planned.get("max_extra_prompts", 0)
     if not k:
         return [*lines, "Labels: none, this algorithm samples nothing."]
-    rollouts, each = planned["max_epochs"], (prompts + extra) * k
+    share, rollouts, each = planned.get("fresh_annotated", 1.0), planned["max_epochs"], (prompts + extra) * k
+    if isinstance(data, MixedDataModule) and (passes := planned["fixed_passes"]) is not None:
+        rollouts = data.rollouts_of(passes, prompts)
+    if not share:
+        return [*lines, "Labels: none, no row is annotated."]
     if rollouts is None or rollouts < 0:
         return [*lines, f"Labels: {'at most ' if extra else ''}{each:,} in every rollout, and no end: set trainer.max_epochs."]
     read = f"({prompts} + {extra} extra)" if extra else prompts
+    if share < 1:
+        labels, of_these = round(rollouts * each * share), f"of which a share of {share:g} is drawn and annotated"
+        return [*lines, f"Labels: about {labels:,} ({rollouts:,} rollouts x {prompts} prompts x {k} responses, {of_these})."]
     return [*lines, f"Labels: at most {rollouts * each:,} ({rollouts:,} rollouts x {read} prompts x {k} responses)."]
 
 
