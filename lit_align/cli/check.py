@@ -88,7 +88,7 @@ def _show(rehearsal: Rehearsal) -> None:
     for response, score, ok in zip(rehearsal.rollouts.texts[0], scores.tolist(), valid.tolist(), strict=True):
         print(f"  {f'{score:8.3f}' if ok else ' invalid'}  {_short(response)}")
     rows = zip(rehearsal.annotation.scores, rehearsal.annotation.valid, strict=True)
-    if len(scores) > 1 and all(len(row[ok].unique()) < 2 for row, ok in rows):
+    if len(scores) > 1 and rehearsal.annotation.valid.any() and all(len(row[ok].unique()) < 2 for row, ok in rows):
         print("  No prompt's responses got different scores: there is nothing to learn. Look at the annotator.")
 
 

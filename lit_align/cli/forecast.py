@@ -4,7 +4,7 @@ import warnings
 from typing import Any
 
 from lit_align.cli.trainer import AlignmentCLI
-from lit_align.data import Budget
+from lit_align.data import Budget, MixedDataModule
 from lit_align.data.spend import Spend
 
 
@@ -22,19 +22,27 @@ def forecast(cli: AlignmentCLI, labelled: int) -> list[str]:
     prompts, k, extra = planned["prompts_per_rollout"], planned.get("responses_per_prompt", 0), planned.get("max_extra_prompts", 0)
     if not k:
         return [*lines, "Labels: none, this algorithm samples nothing."]
-    rollouts, each = planned["max_epochs"], (prompts + extra) * k
+    share, rollouts, each = planned.get("fresh_annotated", 1.0), planned["max_epochs"], (prompts + extra) * k
+    if isinstance(data, MixedDataModule) and (passes := planned["fixed_passes"]) is not None:
+        rollouts = data.rollouts_of(passes, prompts)
+    if not share:
+        return [*lines, "Labels: none, no row is annotated."]
     if rollouts is None or rollouts < 0:
-        lines.append(f"Labels: {'at most ' if extra else ''}{each:,} in every rollout, and no end: set trainer.max_epochs.")
-        return [*lines, *_prices(data, labelled, each, "a rollout")]
-    read = f"({prompts} + {extra} extra)" if extra else prompts
-    lines.append(f"Labels: at most {rollouts * each:,} ({rollouts:,} rollouts x {read} prompts x {k} responses).")
-    return [*lines, *_prices(data, labelled, rollouts * each, "the run"), *_limit(data.budget, data.spent, labelled, each, rollouts)]
+        lines.append(f"Labels: {'at most ' if extra or share < 1 else ''}{each:,} in every rollout, and no end: set trainer.max_epochs.")
+        return [*lines, *_prices(data, labelled, each * share, "a rollout")]
+    read, labels = f"({prompts} + {extra} extra)" if extra else prompts, rollouts * each * share
+    how = f"{rollouts:,} rollouts x {read} prompts x {k} responses"
+    if share < 1:
+        lines.append(f"Labels: about {labels:,.0f} ({how}, of which a share of {share:g} is drawn and annotated).")
+    else:
+        lines.append(f"Labels: at most {labels:,.0f} ({how}).")
+    return [*lines, *_prices(data, labelled, labels, "the run"), *_limit(data.budget, data.spent, labelled, each * share, rollouts)]
 
 
-def _prices(data: Any, labelled: int, labels: int, what: str) -> list[str]:
+def _prices(data: Any, labelled: int, labels: float, what: str) -> list[str]:
     """What ``labels`` labels cost if each costs what one of the ``labelled`` ones did; nothing where nobody charges."""
     spent: Spend = data.spent
-    if not spent.calls:
+    if not spent.calls or not labelled:
         return []
     share = labels / labelled
     calls, read, written = (f"{number * share:,.0f}" for number in (spent.calls, spent.prompt_tokens, spent.completion_tokens))
@@ -42,14 +50,14 @@ def _prices(data: Any, labelled: int, labels: int, what: str) -> list[str]:
     return [f"Cost of {what}: about {calls} calls, {read} tokens read, {written} written; price: {money}."]
 
 
-def _limit(budget: Budget | None, spent: Spend, labelled: int, each: int, rollouts: int) -> list[str]:
+def _limit(budget: Budget | None, spent: Spend, labelled: int, each: float, rollouts: int) -> list[str]:
     """How far the budget goes, where that is less than the whole run."""
     if budget is None:
         return []
     per_label = {
         "labels": (budget.labels, 1.0),
-        "tokens": (budget.tokens, spent.tokens / labelled),
-        "money": (budget.money, spent.money / labelled),
+        "tokens": (budget.tokens, spent.tokens / max(labelled, 1)),
+        "money": (budget.money, spent.money / max(labelled, 1)),
     }
     reach = {name: int(limit / (cost * each)) for name, (limit, cost) in per_label.items() if limit is not None and cost}
     name = min(reach, key=reach.__getitem__, default="")

@@ -220,8 +220,9 @@ class AlignmentCLI(LightningCLI):
         settings.ckpt_path = None
         if "micro_batch_prompts" in data:  # a user's own data module may have fixed it
             data.prompts_per_rollout, data.inner_epochs = data.micro_batch_prompts, 1
-        if "max_extra_prompts" in data:
-            data.max_extra_prompts = 0
+        for longer, off in (("max_extra_prompts", 0), ("fixed_passes", None)):
+            if longer in data:
+                data[longer] = off
 
     @property
     def command(self) -> str:

@@ -157,7 +157,7 @@ class MixedDataModule(SamplingDataModule):
                 "OnlineDataModule, or an annotator that stays as it is."
             )
         if self.fixed_passes is not None:
-            self._trainer.fit_loop.max_epochs = self._rollouts(self.fixed_passes)
+            self._trainer.fit_loop.max_epochs = self.rollouts_of(self.fixed_passes, self.prompts_per_rollout)
 
     def make_rollout(self, number: int, prompts: list[EncodedPrompt]) -> AlignmentBatch:
         """Sample the fresh rows, annotate those that the annotator labels, put them among the fixed ones, then let the algorithm
@@ -210,15 +210,19 @@ class MixedDataModule(SamplingDataModule):
         judged = (batch.sources == Source.FRESH_ANNOTATED).unsqueeze(-1)
         return replace(batch, scores=batch.scores - self.missing_eos_penalty * (~batch.finished & batch.valid & judged).float())
 
-    def _rollouts(self, passes: float) -> int:
-        """How many rollouts have so many expected passes over the prompts as fixed rows."""
+    def rollouts_of(self, passes: float, prompts_per_rollout: int) -> int:
+        """How many rollouts have so many expected passes over the prompts as fixed rows.
+
+        Raises:
+            UserError: if nobody can say.
+        """
         if not (passes > 0 and self.routes.fixed and isinstance(self.prompts, IndexedPrompts)):
             raise UserError(
                 f"fixed_passes should be a positive number of passes over prompts that can be counted, some rows of which are fixed, "
                 f"got {passes} with a share of {self.routes.fixed:g} and {type(self.prompts).__name__}. Leave it out, and set "
                 "trainer.max_epochs."
             )
-        return math.ceil(passes * len(self.prompts) / (self.routes.fixed * self.prompts_per_rollout))
+        return math.ceil(passes * len(self.prompts) / (self.routes.fixed * prompts_per_rollout))
 
     def _report_judged(self, number: int, batch: AlignmentBatch, said: Annotation | None, prompts: Sequence[EncodedPrompt]) -> None:
         """What the annotator said of this rank's prompts; there may be none of them."""

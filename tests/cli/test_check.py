@@ -11,7 +11,7 @@ import torch
 from lit_align.cli import main
 from lit_align.quickstart.model import make_initial_policy
 from lit_align.quickstart.world import write_world
-from tests.cli.shipped import CONFIGS, OWN, ROOT
+from tests.cli.shipped import CONFIGS, OWN, ROOT, SMALL
 from tests.tiny import PROMPTS, write_prompts
 
 
@@ -138,3 +138,20 @@ def test_the_quickstart_is_checked_in_half_a_minute(tmp_path: Path, monkeypatch:
     files = ["algorithm/dar_anchored.yaml", "quickstart.yaml"]
     main(["check", *(f"--config={CONFIGS / file}" for file in files)])
     assert time.perf_counter() - started < 30
+
+
+@pytest.mark.parametrize(
+    ("design", "said"),
+    [
+        ("pp", "Labels: none, no row is annotated."),
+        ("pr", "Labels: about 58 (12 rollouts x 8 prompts x 2 responses, of which a share of 0.3 is drawn and annotated)."),
+    ],
+)
+def test_a_mixture_is_rehearsed_in_one_rollout_whatever_its_passes(
+    design: str, said: str, world: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Four passes over 16 pairs, of which .7 are fixed rows, 8 to a rollout."""
+    files = (f"algorithm/sail_{design}.yaml", "experiment/local.yaml", "annotator/function.yaml", "data/fixed_and_fresh.yaml")
+    small = ["--data.init_args.max_response_tokens=6", "--data.init_args.fixed_passes=4"]
+    main(["check", *(f"--config={CONFIGS / file}" for file in files), *SMALL, *small])
+    assert said in capsys.readouterr().out
