@@ -10,6 +10,7 @@ from lit_align.data.preferences import PreferenceDataModule
 from lit_align.data.sampling import SamplingDataModule
 from lit_align.data.sources import DatasetPrompts, DatasetStream, JsonlPrompts, JsonlStream, ListPrompts, MixedPrompts, ParquetPrompts
 from lit_align.data.spend import Price
+from lit_align.data.telemetry import LabelTelemetry
 
 __all__ = [
     "AlignmentDataModule",
@@ -22,6 +23,7 @@ __all__ = [
     "DemonstrationDataModule",
     "JsonlPrompts",
     "JsonlStream",
+    "LabelTelemetry",
     "Labelled",
     "ListPrompts",
     "MixedDataModule",

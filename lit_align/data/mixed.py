@@ -17,6 +17,7 @@ from lit_align.data.preferences import given_answers
 from lit_align.data.routes import Routes, uniforms
 from lit_align.data.sampling import Chunks, SamplingDataModule
 from lit_align.data.spend import Price
+from lit_align.data.telemetry import LabelTelemetry
 from lit_align.functional.distributed import global_sum
 from lit_align.metering import metered
 from lit_align.types import (
@@ -68,6 +69,7 @@ class MixedDataModule(SamplingDataModule):
         seed: of the order of prompts, of the routes, of sampling, of labels and of dropout.
         prices: of the models that annotators ask, by name.
         budget: what may be used for labels.
+        telemetry: says when labels are not to be trusted; with its own limits if None.
 
     Raises:
         UserError: if the probabilities are none.
@@ -98,6 +100,7 @@ class MixedDataModule(SamplingDataModule):
         seed: int = 0,
         prices: dict[str, Price] | None = None,
         budget: Budget | None = None,
+        telemetry: LabelTelemetry | None = None,
     ) -> None:
         super().__init__(
             prompts,
@@ -118,6 +121,7 @@ class MixedDataModule(SamplingDataModule):
             seed,
             prices,
             budget,
+            telemetry,
         )
         self.routes, self.fixed_passes = Routes(relabel, fresh_self, fresh_annotated), fixed_passes
         self.max_response_tokens = max_response_tokens

@@ -12,6 +12,7 @@ from lit_align.data.dynamic import groups_with_spread
 from lit_align.data.pool import LongPrompts
 from lit_align.data.sampling import Chunks, SamplingDataModule
 from lit_align.data.spend import Price
+from lit_align.data.telemetry import LabelTelemetry
 from lit_align.metering import metered
 from lit_align.types import AlignmentBatch, Annotation, Annotator, EncodedPrompt, PromptSource, Sampler, Stream, UserError
 
@@ -41,6 +42,7 @@ class OnlineDataModule(SamplingDataModule):
         seed: of the order of prompts, of sampling and of dropout.
         prices: of the models that annotators ask, by name.
         budget: what may be used for labels.
+        telemetry: says when labels are not to be trusted; with its own limits if None.
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class OnlineDataModule(SamplingDataModule):
         seed: int = 0,
         prices: dict[str, Price] | None = None,
         budget: Budget | None = None,
+        telemetry: LabelTelemetry | None = None,
     ) -> None:
         super().__init__(
             prompts,
@@ -84,6 +87,7 @@ class OnlineDataModule(SamplingDataModule):
             seed,
             prices,
             budget,
+            telemetry,
         )
         self.max_extra_prompts = max_extra_prompts
 

@@ -20,6 +20,7 @@ from lit_align.data.labelling import labelled
 from lit_align.data.lock import lock_run
 from lit_align.data.pool import LongPrompts
 from lit_align.data.spend import Price, Spend
+from lit_align.data.telemetry import LabelTelemetry
 from lit_align.functional.distributed import gathered, global_mean, global_std, global_sum
 from lit_align.metering import Meter, current_meter, metered
 from lit_align.types import Annotation, Annotator, EncodedPrompt, PromptSource, Rollouts, Sampler, Samples, Stream, UserError
@@ -49,6 +50,7 @@ class SamplingDataModule(AlignmentDataModule, ABC):
         seed: of the order of prompts, of sampling and of dropout.
         prices: of the models that annotators ask, by name.
         budget: what may be used for labels.
+        telemetry: says when labels are not to be trusted; with its own limits if None.
 
     Attributes:
         spent: what the labels of the latest rollout cost, on all ranks.
@@ -74,6 +76,7 @@ class SamplingDataModule(AlignmentDataModule, ABC):
         seed: int,
         prices: dict[str, Price] | None,
         budget: Budget | None,
+        telemetry: LabelTelemetry | None,
     ) -> None:
         super().__init__(
             prompts, eval_prompts, prompts_per_rollout, micro_batch_prompts, inner_epochs, max_prompt_tokens, long_prompts, seed
@@ -83,6 +86,7 @@ class SamplingDataModule(AlignmentDataModule, ABC):
         self.eval_sampler = sampler if eval_sampler is None else eval_sampler
         self.missing_eos_penalty, self.chunk_prompts = missing_eos_penalty, chunk_prompts
         self.prices, self.budget, self.spent = prices or {}, budget, Spend()
+        self.telemetry = LabelTelemetry() if telemetry is None else telemetry
         self._journal: LabelJournal | None = None
         self._costs: Costs | None = None
         self._lock: FileLock | None = None  # on the first rank
@@ -149,14 +153,17 @@ class SamplingDataModule(AlignmentDataModule, ABC):
 
     @final
     def state_of_parts(self) -> dict[str, Any]:
-        """What the annotator has learnt."""
-        return {} if self.annotator is None else {"annotator": self.annotator.state_dict()}
+        """What the annotator has learnt, and what is known of its labels."""
+        learnt = {} if self.annotator is None else {"annotator": self.annotator.state_dict()}
+        return {**learnt, "telemetry": self.telemetry.state_dict()}
 
     @final
     def load_state_of_parts(self, state: dict[str, Any]) -> None:
         """Give it back."""
         if self.annotator is not None:
             self.annotator.load_state_dict(state.get("annotator", {}))
+        if "telemetry" in state:
+            self.telemetry.load_state_dict(state["telemetry"])
 
     @final
     def evaluation_batch(self, prompts: list[EncodedPrompt]) -> Samples:
@@ -239,10 +246,10 @@ class SamplingDataModule(AlignmentDataModule, ABC):
         )
         self.spent, costs = self.costs.report(number)
         self.aligner.log_rollout(costs)
-        mass = torch.full_like(annotation.scores, torch.nan) if annotation.mass is None else annotation.mass
-        known = mass.isfinite()
-        if global_sum(known.sum()):  # the same everywhere, also where only some ranks met a judge
-            self.aligner.log_rollout({"labels/option_mass": global_mean(mass.where(known, 0.0), known)})
+        measured = self.telemetry.measure(annotation, lengths)
+        self.aligner.log_rollout({f"labels/{name}": value for name, value in measured.items()})
+        if self._trainer.is_global_zero:
+            self.telemetry.warn(measured)
         if annotation.annotator_version:
             self.aligner.log_rollout({"labels/annotator_version": annotation.annotator_version})
         for name in sorted(set().union(*gathered(list(annotation.parts)))):  # a rank that asked about nothing has none

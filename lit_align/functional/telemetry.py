@@ -19,23 +19,17 @@ def flips(seen_first: Tensor) -> Tensor:
     return torch.stack([((here - 0.5) * (there - 0.5) > 0).sum(), asked.sum()])
 
 
-def ties(scores: Tensor, valid: Tensor, preferences: Tensor | None = None) -> Tensor:
-    """Pairs of responses to one prompt that nobody tells apart, and pairs compared, ``[2]`` int64.
+def ties(preferences: Tensor) -> Tensor:
+    """Pairs whose probability is exactly 1/2, and pairs compared, ``[2]`` int64.
 
     Args:
-        scores: ``[B, K]``, anything where not valid.
-        valid: bool, of the same shape.
-        preferences: P(i beats j), NaN where not asked, ``[B, K, K]``; a tie is exactly 1/2. Without them, a tie is two equal scores.
+        preferences: P(i beats j), NaN where not asked, ``[B, K, K]``.
 
-    >>> ties(torch.tensor([[1.0, 1.0, 2.0]]), torch.tensor([[True, True, True]]))
-    tensor([1, 3])
+    >>> ties(torch.tensor([[[float("nan"), 0.5], [0.5, float("nan")]]]))
+    tensor([1, 1])
     """
-    if preferences is not None:
-        said = _above_diagonal(preferences)
-        return torch.stack([(said == 0.5).sum(), (~said.isnan()).sum()])
-    both = _above_diagonal(valid[:, :, None] & valid[:, None, :])
-    equal = _above_diagonal(scores[:, :, None] == scores[:, None, :])
-    return torch.stack([(equal & both).sum(), both.sum()])
+    said = _above_diagonal(preferences)
+    return torch.stack([(said == 0.5).sum(), (~said.isnan()).sum()])
 
 
 def saturated(scores: Tensor, valid: Tensor, lowest: float, highest: float) -> Tensor:
