@@ -13,6 +13,8 @@ from lit_align.functional.dar import (
 )
 from lit_align.functional.distributed import global_mean, global_std, global_sum
 from lit_align.functional.divergences import kl_from_logits, kl_k1, kl_k2, kl_k3
+from lit_align.functional.entropy import token_entropy
+from lit_align.functional.gae import clipped_value_loss, gae, macro_gae, token_rewards, whitened
 from lit_align.functional.gradients import squared_norm_share
 from lit_align.functional.logprobs import response_logps, token_logps
 from lit_align.functional.pairs import all_pairs_from_preferences, all_pairs_from_scores, best_versus_worst, bradley_terry, same_tokens
@@ -51,6 +53,7 @@ __all__ = [
     "centred_weights",
     "cispo_surrogate",
     "clipped_surrogate",
+    "clipped_value_loss",
     "comparable",
     "dar_group_weights",
     "dar_log_weights",
@@ -61,6 +64,7 @@ __all__ = [
     "effective_sample_size",
     "expected_score",
     "forward_kl",
+    "gae",
     "global_mean",
     "global_std",
     "global_sum",
@@ -78,6 +82,7 @@ __all__ = [
     "kto_loss",
     "leave_one_out",
     "log_odds",
+    "macro_gae",
     "mean_per_response",
     "overlong_penalty",
     "plackett_luce_loss",
@@ -91,6 +96,9 @@ __all__ = [
     "squared_norm_share",
     "sum_over",
     "swap_averaged",
+    "token_entropy",
     "token_logps",
+    "token_rewards",
+    "whitened",
     "within_group_variance",
 ]
