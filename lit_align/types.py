@@ -175,7 +175,9 @@ class AlignmentBatch(TensorRecord):
     preferences: Tensor | None = axes("BKK", default=None)
     sampling_logps: Tensor | None = axes("BKT", default=None)
     reference_logps: Tensor | None = axes("BKT", default=None)
+    values: Tensor | None = axes("BKT", default=None)  # what a critic expected before each token, in units of reward; 0 outside the mask
     advantages: Tensor | None = axes("BK|BKT", default=None)
+    returns: Tensor | None = axes("BKT", default=None)  # what it should have expected
     weights: Tensor | None = axes("BK", default=None)
     targets: Tensor | None = axes("BK", default=None)  # nats; what an objective compares response log-probs with
     pairs: Tensor | None = axes("BKK", default=None)  # P(i should beat j) of each pair to train on; NaN where there is none
@@ -259,6 +261,8 @@ class PolicyOutput(TensorRecord):
     """What a forward pass of the policy gives an objective."""
 
     token_logps: Tensor = axes("BKT")  # float32
+    values: Tensor | None = axes("BKT", default=None)  # float32, of a value head or a critic: expected before each token
+    entropy: Tensor | None = axes("BKT", default=None)  # float32, nats of the choice that each token is; only where it is asked for
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,12 +302,15 @@ class RewardStepOutput(TypedDict):
 class Needs:
     """What an algorithm, or a callback, wants: log-probs of the reference; samples of exactly the policy being trained
     (``on_policy``: one optimizer step per rollout); at least so many ``responses`` per prompt; log-probs of the policy that
-    ``sampled``, which fixed data don't have."""
+    ``sampled``, which fixed data don't have; ``values`` of the rollout's tokens by the critic; in training forwards, the ``entropy`` of
+    every token's choice."""
 
     reference: bool = False
     on_policy: bool = False
     responses: int = 1
     sampled: bool = False
+    values: bool = False
+    entropy: bool = False
 
     def __or__(self, other: "Needs") -> "Needs":
         return Needs(*(max(getattr(self, f.name), getattr(other, f.name)) for f in fields(self)))
@@ -461,8 +468,13 @@ class Policy(TextModel):
     special_ids: frozenset[int]  # tokens that `decode` leaves out
 
     @abstractmethod
-    def forward(self, batch: "AlignmentBatch | Rollouts") -> PolicyOutput:
-        """Log-probs of the response tokens, with gradient."""
+    def forward(self, batch: "AlignmentBatch | Rollouts", entropy: bool = False) -> PolicyOutput:
+        """Log-probs of the response tokens, with gradient; values where there is a value head, and entropies if asked for."""
+
+    @property
+    def value_head(self) -> nn.Module | None:
+        """What reads values off the policy's own hidden states, where it has one."""
+        return None
 
     @abstractmethod
     def next_token_logits(self, tokens: Tensor, mask: Tensor, cache: Any = None) -> tuple[Tensor, Any]:
@@ -479,6 +491,22 @@ class Policy(TextModel):
     @abstractmethod
     def make_reference(self) -> "Reference":
         """The policy as it was before training, whatever checkpoint was resumed."""
+
+
+class Critic(nn.Module, ABC):
+    """Expects a reward: a model beside the policy that is trained with it."""
+
+    @abstractmethod
+    def forward(self, batch: AlignmentBatch) -> Tensor:
+        """What is expected before every response token, in units of reward, float32 with gradient, ``[B, K, T]``."""
+
+    @abstractmethod
+    def check(self, policy: Policy) -> None:
+        """Refuse a policy whose tokens this critic can't read.
+
+        Raises:
+            UserError: that says what differs.
+        """
 
 
 class Reference(ABC):

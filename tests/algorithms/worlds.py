@@ -53,7 +53,7 @@ class TablePolicy(Policy):
         """Of every response, ``[P, R]``."""
         return response_table(self).exp().detach()
 
-    def forward(self, batch: AlignmentBatch | Rollouts) -> PolicyOutput:
+    def forward(self, batch: AlignmentBatch | Rollouts, entropy: bool = False) -> PolicyOutput:
         prompts, tokens = batch.prompt_tokens[:, -1], batch.response_tokens  # [B], [B, K, T]
         first = self.first.log_softmax(-1)[prompts].gather(-1, tokens[..., 0])  # [B, K]
         before, index = (tokens[..., 0] - 1).clamp(min=0), prompts.unsqueeze(-1)
