@@ -68,3 +68,14 @@ class ValueModel(Critic):
                 f"{OWNER} reads the policy's tokens, but the tokenizer of {self.path!r} is another one than the policy's. Give a critic "
                 "that was made of the same model: a reward model that was trained from it, or the policy's own folder."
             )
+
+
+def new_critic(policy: Policy) -> ValueModel:
+    """The trunk that the policy began with, under a new head, in float32: it is trained whole, also beside an adapter.
+
+    Raises:
+        UserError: if it is not known where the policy came from.
+    """
+    if not isinstance(policy, CausalPolicy):
+        raise UserError(f"A critic is made of the folder of a CausalPolicy, not of {type(policy).__name__}: give one, by `critic`.")
+    return ValueModel(policy.path)
