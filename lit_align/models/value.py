@@ -50,7 +50,7 @@ class ValueModel(Critic):
         self.trunk: Any = model.base_model  # these two and not the classifier, which would look for the end of each row
         self.head = head
         self.trunk.config.get_text_config().use_cache = False  # nothing is generated
-        self.trunk.train()  # from_pretrained gives eval mode, in which a configured dropout would do nothing
+        self.train()  # from_pretrained gives eval mode, in which a configured dropout would do nothing
         self._takes_positions = "position_ids" in inspect.signature(self.trunk.forward).parameters
 
     def forward(self, batch: AlignmentBatch) -> Tensor:
