@@ -10,7 +10,7 @@ PEER := $(VENV)/peer
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart screenshot test test-slow test-real test-peer mutate check check-format check-lint check-types check-layers format clean
+.PHONY: help setup quickstart chain screenshot test test-slow test-real test-peer mutate check check-format check-lint check-types check-layers format clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*  ## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,6 +28,15 @@ $(READY): pyproject.toml constraints.txt
 
 quickstart: $(READY)  ## Align a tiny policy on the embedded world
 	$(BIN)/lit-align quickstart
+
+CHAIN := configs/experiment/chain
+chain: $(READY)  ## Demonstrations, comparisons, a reward model, PPO: the classical chain on the embedded world, anew
+	test -f runs/quickstart/policy/config.json || $(BIN)/lit-align quickstart
+	rm -rf runs/chain
+	$(BIN)/lit-align predict --config configs/algorithm/rloo.yaml --config $(CHAIN)/answers.yaml --run runs/chain/answers
+	$(BIN)/lit-align fit --config configs/algorithm/reward_model.yaml --config $(CHAIN)/reward_model.yaml --run runs/chain/reward
+	$(BIN)/lit-align export runs/chain/reward
+	$(BIN)/lit-align fit --config configs/algorithm/ppo.yaml --config configs/quickstart.yaml --config $(CHAIN)/ppo.yaml --run runs/chain/ppo
 
 screenshot: $(READY)  ## Run the quickstart and take the picture of TensorBoard in README (needs chromium and playwright)
 	$(BIN)/lit-align quickstart

@@ -44,6 +44,7 @@ SETTINGS: dict[str, dict[str, float]] = {
     "iterative_sft": {"optimizer.init_args.lr": 3e-4},
     "rloo": {"optimizer.init_args.lr": 3e-4},
     "reinforce_pp": {"optimizer.init_args.lr": 3e-4},
+    "ppo": {"optimizer.init_args.lr": 3e-4},
     "grpo": {"optimizer.init_args.lr": 3e-4},
     "dr_grpo": {"optimizer.init_args.lr": 3e-4, "normaliser.init_args.tokens": 64},
     "dapo": {"optimizer.init_args.lr": 3e-4, "overlong.longest": 64, "overlong.cache": 16},

@@ -201,7 +201,9 @@ class AlignmentBatch(TensorRecord):
     preferences: Tensor | None = axes("BKK", default=None)
     sampling_logps: Tensor | None = axes("BKT", default=None)
     reference_logps: Tensor | None = axes("BKT", default=None)
+    values: Tensor | None = axes("BKT", default=None)  # what a critic expected before each token, in units of reward; 0 outside the mask
     advantages: Tensor | None = axes("BK|BKT", default=None)
+    returns: Tensor | None = axes("BKT", default=None)  # what it should have expected
     weights: Tensor | None = axes("BK", default=None)
     targets: Tensor | None = axes("BK", default=None)  # nats; what an objective compares response log-probs with
     pairs: Tensor | None = axes("BKK", default=None)  # P(i should beat j) of each pair to train on; NaN where there is none
@@ -304,6 +306,8 @@ class PolicyOutput(TensorRecord):
     token_logps: Tensor = axes("BKT")  # float32
     vocabulary_logps: Tensor | None = axes("BKTV", default=None)  # of every token that could stand there, where it was asked for
     kl: Tensor | None = axes("BKT", default=None)  # nats at every token, exact, in the direction of `Needs.kl`; 0 outside the response
+    values: Tensor | None = axes("BKT", default=None)  # float32, of a value head or a critic: expected before each token
+    entropy: Tensor | None = axes("BKT", default=None)  # float32, nats of the choice that each token is; only where it is asked for
 
 
 @dataclass(frozen=True, slots=True)
@@ -349,9 +353,9 @@ class Needs:
     (``on_policy``: one optimizer step per rollout, where anything is sampled); at least so many ``responses`` per prompt; log-probs
     of the policy that ``sampled``, which fixed data don't have.
 
-    Two are of algorithms alone. ``self_labels``: it draws the labels of rows that `Source` leaves to the policy. ``kl``: the
+    Four are of algorithms alone. ``self_labels``: it draws the labels of rows that `Source` leaves to the policy. ``kl``: the
     exact divergence of the next token at every token of a training step, in this direction, for which the reference reads the
-    micro-batch once more.
+    micro-batch once more. ``values`` of the rollout's tokens by the critic. ``entropy`` of every token's choice in a training step.
     """
 
     reference: bool = False
@@ -360,6 +364,8 @@ class Needs:
     sampled: bool = False
     self_labels: bool = False
     kl: KL = ""
+    values: bool = False
+    entropy: bool = False
 
     def __or__(self, other: "Needs") -> "Needs":
         return Needs(*(max(getattr(self, f.name), getattr(other, f.name)) for f in fields(self)))
@@ -554,8 +560,14 @@ class Policy(TextModel):
     special_ids: frozenset[int]  # tokens that `decode` leaves out
 
     @abstractmethod
-    def forward(self, batch: "AlignmentBatch | Rollouts", vocabulary: bool = False) -> PolicyOutput:
-        """Log-probs of the response tokens, with gradient; if asked for, of the whole ``vocabulary`` at each of them."""
+    def forward(self, batch: "AlignmentBatch | Rollouts", vocabulary: bool = False, entropy: bool = False) -> PolicyOutput:
+        """Log-probs of the response tokens, with gradient; if asked for, of the whole ``vocabulary`` at each of them, and entropies.
+        Values where there is a value head."""
+
+    @property
+    def value_head(self) -> nn.Module | None:
+        """What reads values off the policy's own hidden states, where it has one."""
+        return None
 
     @abstractmethod
     def next_token_logits(self, tokens: Tensor, mask: Tensor, cache: Any = None) -> tuple[Tensor, Any]:
@@ -572,6 +584,22 @@ class Policy(TextModel):
     @abstractmethod
     def make_reference(self) -> "Reference":
         """The policy as it was before training, whatever checkpoint was resumed."""
+
+
+class Critic(nn.Module, ABC):
+    """Expects a reward: a model beside the policy that is trained with it."""
+
+    @abstractmethod
+    def forward(self, batch: AlignmentBatch) -> Tensor:
+        """What is expected before every response token, in units of reward, float32 with gradient, ``[B, K, T]``."""
+
+    @abstractmethod
+    def check(self, policy: Policy) -> None:
+        """Refuse a policy whose tokens this critic can't read.
+
+        Raises:
+            UserError: that says what differs.
+        """
 
 
 class Reference(ABC):

@@ -34,6 +34,8 @@ def full(batch: AlignmentBatch) -> AlignmentBatch:
     preferences = torch.arange(12.0).view(3, 2, 2)
     made = {"advantages": per_response, "weights": -per_response, "targets": per_response + 1, "pairs": preferences / 12}
     made |= {"source": torch.tensor([0, 1, 2]), "uniforms": torch.arange(3) / 3, "baselines": torch.arange(3.0)}
+    assert batch.sampling_logps is not None
+    made |= {"values": batch.sampling_logps / 2, "returns": batch.sampling_logps / 3}
     counts = {"response_normaliser": torch.tensor(6.0), "token_normaliser": torch.tensor(12.0), "pair_normaliser": torch.tensor(5.0)}
     return replace(batch, preferences=preferences, reference_logps=batch.sampling_logps, **made, **counts, dropout_seed=3)
 
@@ -247,7 +249,7 @@ class Stub(Policy):
         self.frozen.eval()
         self.frozen[1].train()
 
-    def forward(self, batch, vocabulary=False) -> PolicyOutput:
+    def forward(self, batch, vocabulary=False, entropy=False) -> PolicyOutput:
         raise NotImplementedError
 
     def next_token_logits(self, tokens, mask, cache=None):

@@ -3,6 +3,7 @@
 from lit_align.algorithms.anchors import Anchor, Initial, MovingAverage, PreviousRound
 from lit_align.algorithms.base import AlignmentModule
 from lit_align.algorithms.baselines import BatchMean, group_centred, leave_one_out
+from lit_align.algorithms.credit import GAE, Credit, MacroGAE
 from lit_align.algorithms.dar import DAR
 from lit_align.algorithms.dar_policy_gradient import DARPolicyGradient
 from lit_align.algorithms.dar_regression import DARRegression
@@ -14,6 +15,7 @@ from lit_align.algorithms.iterative_sft import Above, IterativeSFT, best_of_grou
 from lit_align.algorithms.kto import KTO
 from lit_align.algorithms.orpo import ORPO
 from lit_align.algorithms.pairing import AllPairs, BestVersusWorst, Pairing
+from lit_align.algorithms.ppo import PPO
 from lit_align.algorithms.preference import PreferenceModule
 from lit_align.algorithms.reinforce_pp import ReinforcePP
 from lit_align.algorithms.reward_losses import BradleyTerry, PlackettLuce, RewardLoss
@@ -33,11 +35,13 @@ __all__ = [
     "CISPO",
     "DAR",
     "DPO",
+    "GAE",
     "GRPO",
     "INPO",
     "IPO",
     "KTO",
     "ORPO",
+    "PPO",
     "RLOO",
     "SAIL",
     "SFT",
@@ -54,6 +58,7 @@ __all__ = [
     "CentredWeights",
     "Clip",
     "ClippedWeights",
+    "Credit",
     "DARPolicyGradient",
     "DARRegression",
     "FixedScale",
@@ -61,6 +66,7 @@ __all__ = [
     "Initial",
     "IterativeSFT",
     "KLTarget",
+    "MacroGAE",
     "MovingAverage",
     "OverlongPenalty",
     "Pairing",

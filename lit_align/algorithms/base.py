@@ -12,7 +12,7 @@ from torch import Tensor
 from lit_align.algorithms.anchors import Anchor, Initial, check_checkpoint
 from lit_align.algorithms.exact_kl import read_with_kl
 from lit_align.algorithms.heldout import prediction_rows, sample_metrics, unlabelled_batch
-from lit_align.algorithms.reduction import counted, scattered, widened
+from lit_align.algorithms.reduction import counted, in_chunks, scattered, widened
 from lit_align.algorithms.stepping import OptimizerCallable, ScheduleCallable, SteppingModule
 from lit_align.functional.distributed import global_mean
 from lit_align.functional.logprobs import response_logps
@@ -20,6 +20,7 @@ from lit_align.models.moving import MovingWeights
 from lit_align.models.reference import MovingReference
 from lit_align.types import (
     AlignmentBatch,
+    Critic,
     Diagnostics,
     Needs,
     Policy,
@@ -39,13 +40,19 @@ class AlignmentModule(SteppingModule):
         optimizer: makes the optimizer from the trained parameters.
         lr_schedule: makes the learning-rate schedule from the optimizer; it advances once per optimizer step.
         anchor: which policy is the reference.
+        critic: what gives the values where `needs` asks for them; None for the policy's own value head.
     """
 
     def __init__(
-        self, policy: Policy, optimizer: OptimizerCallable, lr_schedule: ScheduleCallable | None, anchor: Anchor = Initial()
+        self,
+        policy: Policy,
+        optimizer: OptimizerCallable,
+        lr_schedule: ScheduleCallable | None,
+        anchor: Anchor = Initial(),
+        critic: Critic | None = None,
     ) -> None:
         super().__init__(optimizer, lr_schedule)
-        self.policy, self.anchor = policy, anchor
+        self.policy, self.anchor, self.critic = policy, anchor, critic
         self._reference: Reference | None = None
         self.reference_weights = MovingWeights(policy) if anchor.moves else None
         self._sampler_checked = False
@@ -85,16 +92,16 @@ class AlignmentModule(SteppingModule):
     @final
     @torch.no_grad()
     def prepare_rollout(self, batch: AlignmentBatch, needs: Needs, chunk_prompts: int) -> tuple[AlignmentBatch, Diagnostics]:
-        """Reference log-probs where someone needs them, then the algorithm's own columns."""
+        """Reference log-probs and values where someone needs them, then the algorithm's own columns."""
         if self.reference_weights is not None:
             number = self.trainer.current_epoch
             self.reference_weights.advance(self.policy, number, self.anchor.share(number))
         if batch.sampling_logps is not None:
             batch = self._with_training_logps(batch, chunk_prompts)
         if needs.reference:
-            rows = torch.arange(len(batch.scores), device=batch.scores.device).split(chunk_prompts)
-            logps = [widened(self.reference.token_logps(part := batch.rows(r)), batch, part) for r in rows]
-            batch = replace(batch, reference_logps=torch.cat(logps))
+            batch = replace(batch, reference_logps=in_chunks(self.reference.token_logps, batch, chunk_prompts))
+        if needs.values:
+            batch = replace(batch, values=in_chunks(self._values, batch, chunk_prompts))
         batch, diagnostics = self.prepare(batch)
         self.log_rollout({name: global_mean(value, counted(value, batch)) for name, value in diagnostics.items()})
         return batch, diagnostics
@@ -146,14 +153,13 @@ class AlignmentModule(SteppingModule):
         sampled = batch.sampled.nonzero().squeeze(-1)
         if not len(sampled) or (exact and self._sampler_checked):
             return batch
-        assert batch.sampling_logps is not None
-        rows = sampled.split(chunk_prompts)
-        logps = [widened(self.policy(part := batch.rows(r)).token_logps, batch, part) for r in (rows[:1] if exact else rows)]
         if not exact:
-            values = torch.cat(logps)
+            drawn = batch.rows(sampled)
+            values = widened(in_chunks(self._logps, drawn, chunk_prompts), batch, drawn)
             return replace(batch, sampling_logps=values.new_zeros(batch.response_mask.shape).index_copy(0, sampled, values))
-        gaps = (logps[0] - batch.sampling_logps[rows[0]]).abs()
-        self._compare_with_sampler(gaps[batch.response_mask[rows[0]]])
+        first = batch.rows(sampled[:chunk_prompts])
+        assert first.sampling_logps is not None
+        self._compare_with_sampler((self._logps(first) - first.sampling_logps).abs()[first.response_mask])
         self._sampler_checked = True
         return batch
 
@@ -174,6 +180,20 @@ class AlignmentModule(SteppingModule):
                 stacklevel=2,
             )
 
+    def _logps(self, batch: AlignmentBatch) -> Tensor:
+        """Of the policy as it is, ``[B, K, T]``."""
+        return self.policy(batch).token_logps
+
+    def _values(self, batch: AlignmentBatch) -> Tensor:
+        """Of the critic as it is, or of the policy's value head, in eval mode, ``[B, K, T]``."""
+        if self.critic is None:
+            return self.policy(batch).values
+        training = self.critic.training
+        try:
+            return self.critic.eval()(batch)
+        finally:
+            self.critic.train(training)
+
     def _read(self, batch: AlignmentBatch) -> PolicyOutput:
         """What the policy says of the responses that the objective depends on: of K = 8, best against worst reads 2."""
         used = batch.used
@@ -184,11 +204,16 @@ class AlignmentModule(SteppingModule):
             rows = columns = rows.new_zeros(1)
         single = batch.responses(rows, columns)
         output = self._forward(single.rows(torch.arange(len(rows), device=rows.device)))
-        return output.map_tensors(lambda tensor, _: scattered(tensor, rows, columns, batch))
+        return output.map_tensors(lambda values, _: scattered(values, rows, columns, batch))
 
     def _forward(self, batch: AlignmentBatch) -> PolicyOutput:
-        direction = self.needs.kl
-        return read_with_kl(self.policy, self.reference, batch, direction) if direction else self.policy(batch)
+        """One training forward of all that `needs` asks for."""
+        needs = self.needs
+        if needs.kl:
+            output = read_with_kl(self.policy, self.reference, batch, needs.kl, needs.entropy)
+        else:
+            output = self.policy(batch, entropy=needs.entropy)
+        return output if self.critic is None else replace(output, values=self.critic(batch))
 
     def _log_evaluation(self, stage: str, batch: Samples | AlignmentBatch) -> None:
         if isinstance(batch, Samples):

@@ -1,5 +1,7 @@
 """The exact divergence of the next token between policy and reference, inside a training step."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -10,8 +12,8 @@ from lit_align.types import KL, AlignmentBatch, Policy, PolicyOutput, Reference
 ROWS = 4  # that the reference reads at once
 
 
-def read_with_kl(policy: Policy, reference: Reference, batch: AlignmentBatch, direction: KL) -> PolicyOutput:
-    """What the policy says of a batch, with its divergence at every response token in ``kl``, ``[B, K, T]``.
+def read_with_kl(policy: Policy, reference: Reference, batch: AlignmentBatch, direction: KL, entropy: bool = False) -> PolicyOutput:
+    """What the policy says of a batch, with its divergence at every response token in ``kl``, ``[B, K, T]``, and entropies if asked for.
 
     The reference reads a few rows at a time and without gradient. The distributions of both are kept until the backward pass: it
     costs the memory of another vocabulary for every response token.
@@ -19,11 +21,11 @@ def read_with_kl(policy: Policy, reference: Reference, batch: AlignmentBatch, di
     parts = [batch.rows(rows) for rows in torch.arange(len(batch.scores), device=batch.scores.device).split(ROWS)]
     with policy.inference():  # once, so that processes with more rows than others enter it as often
         theirs = [reference.vocabulary_logps(part) for part in parts]
-    output: PolicyOutput = policy(batch, vocabulary=True)
+    output: PolicyOutput = policy(batch, vocabulary=True, entropy=entropy)
     assert output.vocabulary_logps is not None
     ours = output.vocabulary_logps.split(ROWS)
     kl = [_divergence(own, other, batch, part, direction) for own, other, part in zip(ours, theirs, parts, strict=True)]
-    return PolicyOutput(token_logps=output.token_logps, kl=torch.cat(kl))
+    return replace(output, vocabulary_logps=None, kl=torch.cat(kl))
 
 
 def _divergence(ours: Tensor, theirs: Tensor, batch: AlignmentBatch, part: AlignmentBatch, direction: KL) -> Tensor:

@@ -1,5 +1,7 @@
 """From a loss for every response, token or pair to one number for the optimizer step."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -38,10 +40,16 @@ def reduced(values: Tensor, batch: AlignmentBatch) -> Tensor:
     return values.where(counted(values, batch), 0.0).sum() / normaliser(values, batch).clamp(min=1e-9)
 
 
-def widened(token_logps: Tensor, batch: AlignmentBatch, part: AlignmentBatch) -> Tensor:
-    """Token log-probs of some rows ``[b, K, t]``: zero outside the response, and as wide as the whole batch, ``[b, K, T]``."""
-    missing = batch.response_mask.shape[-1] - token_logps.shape[-1]
-    return torch.nn.functional.pad(token_logps.where(part.response_mask, 0.0), (0, missing))
+def in_chunks(read: Callable[[AlignmentBatch], Tensor], batch: AlignmentBatch, chunk_prompts: int) -> Tensor:
+    """What ``read`` says of every response token, so many prompts at a time; 0 outside the response, ``[B, K, T]``."""
+    parts = [batch.rows(rows) for rows in torch.arange(len(batch.scores), device=batch.scores.device).split(chunk_prompts)]
+    return torch.cat([widened(read(part), batch, part) for part in parts])
+
+
+def widened(values: Tensor, batch: AlignmentBatch, part: AlignmentBatch) -> Tensor:
+    """What was read of some rows, ``[b, K, t]``, as wide as the batch they are of; 0 outside the response, ``[b, K, T]``."""
+    missing = batch.response_mask.shape[-1] - part.response_mask.shape[-1]
+    return torch.nn.functional.pad(values.where(part.response_mask, 0.0), (0, missing))
 
 
 def scattered(values: Tensor, rows: Tensor, columns: Tensor, batch: AlignmentBatch) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any, final
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -19,6 +19,9 @@ from lit_align.functional.distributed import global_sum
 from lit_align.functional.gradients import squared_norm_share
 from lit_align.models.sharding import shard
 from lit_align.types import AlignmentBatch, Diagnostics, TextModel, UserError
+
+Companion = tuple[nn.Module, Mapping[str, Any]]
+"""What is trained beside the text model, and the settings in which its group of the optimizer differs."""
 
 OptimizerCallable = Callable[[Iterable[Parameter]], Optimizer]
 ScheduleCallable = Callable[[Optimizer], LRScheduler]
@@ -48,6 +51,16 @@ class SteppingModule(LightningModule, ABC):
 
     def check_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
         """A subclass's own reasons to refuse a checkpoint."""
+
+    def takes_step(self, measured: Mapping[str, float]) -> bool:
+        """Whether to take the optimizer step whose gradient is ready. Asked on every rank, with what all of them measured in it (under the
+        names of the logs), so the answer is the same; what a subclass remembers of it is a buffer."""
+        return True
+
+    @property
+    def companion(self) -> Companion | None:
+        """A module that is trained beside the text model."""
+        return None
 
     @final
     def log_rollout(self, metrics: Mapping[str, float | Tensor]) -> None:
@@ -85,16 +98,17 @@ class SteppingModule(LightningModule, ABC):
         totals = dict(zip(names, global_sum(torch.stack([self._sums[name] for name in names])).tolist(), strict=True))
         self._sums = {}
         norm = math.sqrt(totals.pop("squared_norm"))
-        if totals.pop("bad") or not math.isfinite(norm):
-            optimizer.zero_grad(set_to_none=True)  # without a gradient, optimizers leave weights and state untouched
-            self.skipped_steps += 1
+        bad = bool(totals.pop("bad")) or not math.isfinite(norm)
+        self.skipped_steps += bad
         shares = self.trainer.world_size * self.trainer.accumulate_grad_batches
-        metrics = {name: value / shares for name, value in totals.items()} | {"train/skipped_steps": float(self.skipped_steps)}
+        metrics = {name: value / shares for name, value in totals.items()}
+        if bad or not self.takes_step(metrics):
+            optimizer.zero_grad(set_to_none=True)  # without a gradient, optimizers leave weights and state untouched
         if gradients:  # DeepSpeed keeps them to itself
             metrics["train/gradient_norm"] = norm
         if (rate := optimizer.param_groups[0]["lr"]) is not None:  # Adafactor may choose its own
             metrics["train/learning_rate"] = float(rate)
-        self.log_dict(metrics, on_step=True, on_epoch=False, batch_size=1)
+        self.log_dict(metrics | {"train/skipped_steps": float(self.skipped_steps)}, on_step=True, on_epoch=False, batch_size=1)
 
     @final
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -106,8 +120,8 @@ class SteppingModule(LightningModule, ABC):
 
     @final
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """The optimizer over the trained parameters, and the schedule per optimizer step."""
-        optimizer = self._optimizer([p for p in self.parameters() if p.requires_grad])
+        """The optimizer over the trained parameters, a companion's in a group of its own, and the schedule per optimizer step."""
+        optimizer = self._grouped_optimizer()
         if self._lr_schedule is None:
             return optimizer
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self._lr_schedule(optimizer), "interval": "step"}}
@@ -116,13 +130,30 @@ class SteppingModule(LightningModule, ABC):
     def configure_model(self) -> None:
         """Under FSDP2 (Lightning's ModelParallelStrategy), shard the model; no other strategy asks for anything."""
         if self.device_mesh is not None:
-            shard(self.text_model, self.device_mesh["data_parallel"])
+            for model in (self.text_model, *([] if self.companion is None else self.companion[:1])):
+                shard(model, self.device_mesh["data_parallel"])
 
     @final
     def setup(self, stage: str) -> None:
         """Refuse a precision whose gradient scaler can't skip a step."""
         if str(self.trainer.precision).startswith("16"):
             raise UserError(f"precision {self.trainer.precision} scales gradients and can't leave a step out; use bf16-mixed or 32-true.")
+
+    def _grouped_optimizer(self) -> Optimizer:
+        trained = [p for p in self.parameters() if p.requires_grad]
+        if self.companion is None:
+            return self._optimizer(trained)
+        module, settings = self.companion
+        own = list(module.parameters())
+        others = [p for p in trained if all(p is not q for q in own)]
+        groups: Any = [{"params": others}, {"params": own, **settings}]
+        optimizer = self._optimizer(groups)
+        if unknown := sorted(settings.keys() - optimizer.defaults.keys()):  # torch would keep them and read them nowhere
+            raise UserError(
+                f"{type(optimizer).__name__} knows no {', '.join(unknown)}: the settings of the critic's group should be among "
+                f"{', '.join(sorted(optimizer.defaults))}."
+            )
+        return optimizer
 
     @final
     def log_means(self, stage: str, metrics: Mapping[str, tuple[Tensor, Tensor]]) -> None:

@@ -13,6 +13,8 @@ from lit_align.functional.dar import (
 )
 from lit_align.functional.distributed import gathered, global_mean, global_std, global_sum, take_from_first
 from lit_align.functional.divergences import kl_from_logits, kl_k1, kl_k2, kl_k3
+from lit_align.functional.entropy import token_entropy
+from lit_align.functional.gae import clipped_value_loss, gae, macro_gae, token_rewards, whitened
 from lit_align.functional.gradients import squared_norm_share
 from lit_align.functional.logprobs import response_logps, token_logps, vocabulary_logps
 from lit_align.functional.pairs import (
@@ -64,6 +66,7 @@ __all__ = [
     "centred_weights",
     "cispo_surrogate",
     "clipped_surrogate",
+    "clipped_value_loss",
     "comparable",
     "dar_group_weights",
     "dar_log_weights",
@@ -74,6 +77,7 @@ __all__ = [
     "effective_sample_size",
     "expected_score",
     "forward_kl",
+    "gae",
     "gathered",
     "global_mean",
     "global_std",
@@ -95,6 +99,7 @@ __all__ = [
     "leave_one_out",
     "leave_row_out",
     "log_odds",
+    "macro_gae",
     "mean_per_response",
     "mid_ranks",
     "most_likely_score",
@@ -113,10 +118,13 @@ __all__ = [
     "sum_over",
     "swap_averaged",
     "take_from_first",
+    "token_entropy",
     "token_logps",
+    "token_rewards",
     "vocabulary_logps",
     "was_compared",
     "weighted_mean",
+    "whitened",
     "win_probabilities",
     "within_group_variance",
 ]

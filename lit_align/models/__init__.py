@@ -5,5 +5,15 @@ from lit_align.models.moving import MovingWeights
 from lit_align.models.policy import CausalPolicy
 from lit_align.models.reference import AdapterOffReference, FrozenReference, MovingReference
 from lit_align.models.reward import RewardNetwork
+from lit_align.models.value import ValueModel
 
-__all__ = ["AdapterOffReference", "CausalPolicy", "FrozenReference", "LoRA", "MovingReference", "MovingWeights", "RewardNetwork"]
+__all__ = [
+    "AdapterOffReference",
+    "CausalPolicy",
+    "FrozenReference",
+    "LoRA",
+    "MovingReference",
+    "MovingWeights",
+    "RewardNetwork",
+    "ValueModel",
+]

@@ -5,16 +5,18 @@ import os
 from collections.abc import Sequence
 from typing import Any, final
 
-import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import DynamicCache
 
+from lit_align.functional.entropy import token_entropy
 from lit_align.functional.logprobs import token_logps, vocabulary_logps
 from lit_align.models.chat import check_options, render
+from lit_align.models.joining import joined_rows, positions_of
 from lit_align.models.loading import DType, checkpoint_activations, load_causal, load_tokenizer
 from lit_align.models.lora import LoRA, add_adapter, checkpoint_adapter_only, merge_into
 from lit_align.models.reference import AdapterOffReference, FrozenReference
 from lit_align.models.turns import TurnEncoder
+from lit_align.models.value_head import new_value_head, read_values
 from lit_align.types import AlignmentBatch, Message, Policy, PolicyOutput, Prompt, Reference, Rollouts, UserError
 
 OWNER = "policy"  # in messages
@@ -35,6 +37,8 @@ class CausalPolicy(Policy):
         attn_implementation: ``sdpa``, ``eager``, ``flash_attention_2`` and so on; None is the model's own choice.
         gradient_checkpointing: in training forwards keep only each layer's input, and compute the rest again for the gradient.
         reference_offload: keep the reference on the CPU, and move it to the policy's device only while it scores.
+        value_head: a second head on the last hidden states, for an algorithm that trains a critic on the policy's own trunk. It begins
+            at 0, is in checkpoints, and is left out of what `save` writes.
 
     Raises:
         UserError: if there is no such model, its head was never trained, it has no key-value cache, its tokenizer knows no end of
@@ -52,12 +56,18 @@ class CausalPolicy(Policy):
         attn_implementation: str | None = None,
         gradient_checkpointing: bool = False,
         reference_offload: bool = False,
+        value_head: bool = False,
     ) -> None:
         super().__init__()
         if temperature <= 0:
             raise UserError(f"policy.temperature must be positive, got {temperature}. For greedy answers use a greedy sampler.")
         if lora is not None and reference_offload:
             raise UserError("policy.reference_offload has no use with lora: the reference is the policy itself with its adapter off.")
+        if lora is not None and value_head:
+            raise UserError(
+                "policy.value_head trains the policy's own trunk, which lora keeps as it is. Leave value_head out and give the algorithm a "
+                "critic of its own: `critic: lit_align.models.ValueModel`."
+            )
         self.path, self.temperature, self.chat_template = os.path.expandvars(path), temperature, chat_template
         self.dtype: DType = dtype
         self.template_options = template_options
@@ -78,27 +88,35 @@ class CausalPolicy(Policy):
         self.special_ids = frozenset(self.tokenizer.all_special_ids) | {i for i, token in added if token.special}
         self.pad_id = self._find_pad_id()
         self.context_length = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        self._value_head = new_value_head(self.model) if value_head else None
         if lora is not None:
             checkpoint_adapter_only(self, frozenset(f"model.{name}" for name in add_adapter(self.model, lora)))
         if gradient_checkpointing:
             checkpoint_activations(self.model)
 
-    def forward(self, batch: AlignmentBatch | Rollouts, vocabulary: bool = False) -> PolicyOutput:
-        """One row per response, prompt padded on the left and response on the right; the head reads response positions only."""
-        b, k, t = batch.response_tokens.shape
-        prompts, prompt_mask = batch.prompt_tokens.repeat_interleave(k, 0), batch.prompt_mask.repeat_interleave(k, 0)  # [B*K, P]
-        responses, response_mask = batch.response_tokens.flatten(0, 1), batch.response_mask.flatten(0, 1)  # [B*K, T]
-        mask = torch.cat([prompt_mask, response_mask], 1)
-        # The last token predicts nothing that is scored, so it is not read.
-        logits = self._logits(torch.cat([prompts, responses], 1)[:, :-1], mask[:, :-1], keep=t)  # [B*K, T, V]
-        said = token_logps(logits, responses, self.temperature).view(b, k, t)
-        table = vocabulary_logps(logits, self.temperature).view(b, k, t, -1) if vocabulary else None
-        return PolicyOutput(token_logps=said, vocabulary_logps=table)
+    @property
+    def value_head(self) -> nn.Module | None:
+        """See `Policy.value_head`."""
+        return self._value_head
+
+    def forward(self, batch: AlignmentBatch | Rollouts, vocabulary: bool = False, entropy: bool = False) -> PolicyOutput:
+        """One row per response, prompt padded on the left and response on the right; the heads read response positions only."""
+        shape = batch.response_tokens.shape
+        tokens, mask = joined_rows(batch)
+        output = self._run(tokens, mask, keep=shape[-1], output_hidden_states=self._value_head is not None)
+        logits = output.logits[:, -shape[-1] :]  # [B*K, T, V]
+        found = {"token_logps": token_logps(logits, batch.response_tokens.flatten(0, 1), self.temperature)}
+        if self._value_head is not None:
+            found["values"] = read_values(self._value_head, output.hidden_states[-1][:, -shape[-1] :])
+        if entropy:
+            found["entropy"] = token_entropy(logits, self.temperature)
+        table = vocabulary_logps(logits, self.temperature).view(*shape, -1) if vocabulary else None
+        return PolicyOutput(**{name: values.view(shape) for name, values in found.items()}, vocabulary_logps=table)
 
     def next_token_logits(self, tokens: Tensor, mask: Tensor, cache: Any = None) -> tuple[Tensor, Any]:
         """See `Policy.next_token_logits`; the cache is a ``transformers.DynamicCache``."""
         cache = DynamicCache(config=self.model.config) if cache is None else cache
-        return self._logits(tokens, mask, keep=1, cache=cache)[:, -1].float() / self.temperature, cache
+        return self._run(tokens, mask, keep=1, cache=cache).logits[:, -1].float() / self.temperature, cache
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of a prompt; BOS once, no trailing EOS, never empty."""
@@ -172,15 +190,16 @@ class CausalPolicy(Policy):
         tokens = list(self.tokenizer(text)["input_ids"])
         return tokens[1:] if tokens[:2] == [self.bos_id, self.bos_id] else tokens
 
-    def _logits(self, tokens: Tensor, mask: Tensor, keep: int, cache: DynamicCache | None = None) -> Tensor:
-        """Logits of the last ``keep`` positions, ``[N, keep, V]``."""
+    def _run(self, tokens: Tensor, mask: Tensor, keep: int, cache: DynamicCache | None = None, output_hidden_states: bool = False) -> Any:
+        """What the model says; of its logits ``[N, ..., V]`` the last ``keep`` positions count."""
         options: dict[str, Any] = {"past_key_values": cache} if cache is not None else {}
+        if output_hidden_states:
+            options["output_hidden_states"] = True
         if self._takes_positions:
-            options["position_ids"] = (mask.long().cumsum(-1) - 1).clamp(min=0)[:, -tokens.shape[1] :]
+            options["position_ids"] = positions_of(mask)[:, -tokens.shape[1] :]
         if self._takes_keep:
             options["logits_to_keep"] = keep
-        output = self.model(input_ids=tokens, attention_mask=mask.long(), use_cache=cache is not None, **options)
-        return output.logits[:, -keep:]
+        return self.model(input_ids=tokens, attention_mask=mask.long(), use_cache=cache is not None, **options)
 
     def _find_eos_ids(self) -> frozenset[int]:
         """Every id that ends a response: of the generation config, the model config and the tokenizer."""

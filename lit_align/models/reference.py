@@ -101,10 +101,10 @@ class ChangedPolicy(Policy):
         self.bos_id, self.pad_id, self.context_length = policy.bos_id, policy.pad_id, policy.context_length
 
     @torch.no_grad()
-    def forward(self, batch: AlignmentBatch | Rollouts, vocabulary: bool = False) -> PolicyOutput:
+    def forward(self, batch: AlignmentBatch | Rollouts, vocabulary: bool = False, entropy: bool = False) -> PolicyOutput:
         """Log-probs of the response tokens."""
         with self._change():
-            return self._policy(batch, vocabulary)
+            return self._policy(batch, vocabulary, entropy)
 
     @torch.no_grad()
     def next_token_logits(self, tokens: Tensor, mask: Tensor, cache: Any = None) -> tuple[Tensor, Any]:

@@ -11,11 +11,13 @@ from lit_align.algorithms import (
     CISPO,
     DAR,
     DPO,
+    GAE,
     GRPO,
     INPO,
     IPO,
     KTO,
     ORPO,
+    PPO,
     RLOO,
     SAIL,
     SFT,
@@ -33,6 +35,8 @@ from lit_align.algorithms import (
     FixedScale,
     GroupWeights,
     IterativeSFT,
+    KLTarget,
+    MacroGAE,
     OverlongPenalty,
     ReinforcePP,
     RunningMax,
@@ -87,6 +91,8 @@ def compares(kind: type[AlignmentModule], judged: bool = False, **options: Any) 
 
 DAPO = {"surrogate": Clip(0.2, 0.28), "normaliser": token_mean, "beta": 0.0, "overlong": OverlongPenalty(longest=8, cache=4)}
 MIXED = (Source.FIXED, Source.RELABEL, Source.FRESH_ANNOTATED, Source.RELABEL, Source.FRESH_ANNOTATED)
+UNSET = {"missing_eos": None}  # with a score for it, being cut off would matter by more than its tokens
+BARE = UNSET | {"centre": False, "whiten_rewards": False, "whiten_advantages": False, "beta": 0.0}
 WIDE = {"alpha": 0.5, "beta": 1.5}
 CASES = {
     "sft": Case(SFT, lone=True, equal=True, identical=True, demonstrated=True),
@@ -103,6 +109,9 @@ CASES = {
     "reinforce++": imitates(ReinforcePP, lone=True, beta=0.1),
     "reinforce++ baseline": compares(ReinforcePP, beta=0.1, baseline=group_centred),
     "reinforce": imitates(ReinforcePP, lone=True, beta=0.0, whiten=False),
+    "ppo": imitates(PPO, lone=True, beta=0.1, **UNSET),
+    "ppo adaptive": imitates(PPO, lone=True, beta=0.1, **UNSET, kl_target=KLTarget(0.5), entropy=0.01, credit=MacroGAE(length=2)),
+    "ppo bare": imitates(PPO, lone=True, **BARE, credit=GAE(gamma=0.9, lam=0.5)),
     "grpo": compares(GRPO),
     "dr grpo": compares(GRPO, advantage=group_centred, normaliser=SumOver(8.0), beta=0.0),
     "dapo": Case(GRPO, DAPO, equal=True),  # long ones are worth less

@@ -1,7 +1,7 @@
 """Takes the real modules through a rollout and one optimizer step on a tiny policy, by the loader of the data module."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -38,9 +38,11 @@ SCORES = torch.tensor(  # all different, and not a matter of length
 
 @dataclass(frozen=True)
 class Step:
-    """What one optimizer step would do: its gradient, flat, and everything that was logged."""
+    """What one optimizer step would do: its gradient, flat, of the policy and of what is trained beside it, and everything that was
+    logged."""
 
     gradient: Tensor
+    beside: Tensor
     metrics: dict[str, float]
 
     @property
@@ -56,6 +58,7 @@ def assert_same(one: Step, other: Step, metrics: bool = True) -> None:
     """The same gradient to 1e-4 of its length (float32 alone makes 3e-6), long enough to be compared, and the same log."""
     assert min(one.size, other.size) > 1e-2
     assert one.distance(other) < 1e-4
+    assert (one.beside - other.beside).norm() <= 1e-4 * one.beside.norm()
     if metrics:
         assert one.metrics == pytest.approx(other.metrics, rel=1e-3, abs=1e-4)
 
@@ -124,7 +127,8 @@ class Driver:
             self._move(2, moves > 1)
             self._accumulate(module, prepared, micro, trim)
         sums = {name: float(value) * micro / rows for name, value in module._sums.items()}
-        return Step(self._gradient(), module._pending | sums)
+        beside = [] if module.companion is None else list(module.companion[0].parameters())
+        return Step(flat_gradient(self.policy.parameters()), flat_gradient(beside), module._pending | sums)
 
     @torch.no_grad()
     def loved_by_the_reference(self, batch: AlignmentBatch) -> Tensor:
@@ -144,7 +148,7 @@ class Driver:
         logps = response_logps(self.policy(batch).token_logps, batch.loss_mask)
         best, worst = batch.scores.argmax(-1, keepdim=True), batch.scores.argmin(-1, keepdim=True)
         (logps.gather(-1, best) - logps.gather(-1, worst)).sum().backward()
-        return self._gradient()
+        return flat_gradient(self.policy.parameters())
 
     def _accumulate(self, module: AlignmentModule, batch: AlignmentBatch, micro: int, trim: bool) -> None:
         data = make_data(micro_batch_prompts=micro)
@@ -154,9 +158,6 @@ class Driver:
         module.zero_grad(set_to_none=True)
         for i, part in enumerate(parts):
             (module.training_step(part, i)["loss"] / len(parts)).backward()
-
-    def _gradient(self) -> Tensor:
-        return torch.cat([torch.zeros(p.numel()) if p.grad is None else p.grad.flatten() for p in self.policy.parameters()])
 
     def _move(self, seed: int, moved: bool) -> None:
         generator = torch.Generator().manual_seed(seed)
@@ -173,6 +174,11 @@ class Driver:
         if key not in self._trainers:
             self._trainers[key] = make_trainer(self.folder, accumulate_grad_batches=accumulate, precision=precision)
         return self._trainers[key]
+
+
+def flat_gradient(parameters: Iterable[Tensor]) -> Tensor:
+    """As left by ``backward``; 0 where it left none."""
+    return torch.cat([torch.zeros(0), *(torch.zeros(p.numel()) if p.grad is None else p.grad.flatten() for p in parameters)])
 
 
 def rows(batch: AlignmentBatch, index: Sequence[int]) -> AlignmentBatch:

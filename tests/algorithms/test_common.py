@@ -141,7 +141,7 @@ def test_the_reference_is_where_margins_begin(name: str, driver: Driver) -> None
         assert abs(margin) > 0.01
 
 
-@pytest.mark.parametrize("name", ["dar centred", "dar regression", "dar policy gradient", "rloo", "reinforce++ baseline", "grpo"])
+@pytest.mark.parametrize("name", ["dar centred", "dar regression", "dar policy gradient", "rloo", "reinforce++ baseline", "ppo", "grpo"])
 def test_the_reference_pulls(name: str, driver: Driver) -> None:
     """Where scores are equal, what the reference finds likelier than the policy gains on what it finds less likely."""
     case = CASES[name]

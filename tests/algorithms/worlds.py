@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from lit_align.algorithms import DAR, AlignmentModule
 from lit_align.algorithms.reduction import counted
-from lit_align.types import AlignmentBatch, Policy, PolicyOutput, Prompt, Reference, Rollouts
+from lit_align.types import AlignmentBatch, Critic, Policy, PolicyOutput, Prompt, Reference, Rollouts
 from tests.tiny import sgd
 
 RESPONSES = torch.tensor([[0, 0], [1, 0], [1, 1], [2, 0], [2, 1]])  # [R, T]; 0 as the first token ends the response
@@ -53,7 +53,7 @@ class TablePolicy(Policy):
         """Of every response, ``[P, R]``."""
         return response_table(self).exp().detach()
 
-    def forward(self, batch: AlignmentBatch | Rollouts, vocabulary: bool = False) -> PolicyOutput:
+    def forward(self, batch: AlignmentBatch | Rollouts, vocabulary: bool = False, entropy: bool = False) -> PolicyOutput:
         prompts, tokens = batch.prompt_tokens[:, -1], batch.response_tokens  # [B], [B, K, T]
         first = self.first.log_softmax(-1)[prompts].gather(-1, tokens[..., 0])  # [B, K]
         before, index = (tokens[..., 0] - 1).clamp(min=0), prompts.unsqueeze(-1)
@@ -104,6 +104,24 @@ class TableReference(Reference):
         return table
 
 
+@final
+class TableCritic(Critic):
+    """A value before the first token ``[P]``, and one before the second after first tokens 1 and 2, ``[P, 2]``."""
+
+    def __init__(self, first: Tensor, second: Tensor) -> None:
+        super().__init__()
+        self.first, self.second = nn.Parameter(first.clone()), nn.Parameter(second.clone())
+
+    def forward(self, batch: AlignmentBatch) -> Tensor:
+        prompts, tokens = batch.prompt_tokens, batch.response_tokens  # [B, 1], [B, K, T]
+        first = self.first[prompts].expand(tokens.shape[:2])
+        second = self.second[prompts, (tokens[..., 0] - 1).clamp(min=0)]
+        return torch.stack([first, second], -1)[..., : tokens.shape[-1]]
+
+    def check(self, policy: Policy) -> None:
+        pass
+
+
 def response_table(policy: TablePolicy) -> Tensor:
     """Log-probs of every response to every prompt, with gradient, ``[P, R]``."""
     prompts = torch.arange(len(policy.first))
@@ -137,6 +155,8 @@ def drawn_by(module: AlignmentModule, prompts: Tensor, responses: Tensor, **opti
     batch = make_batch(prompts, responses, **options)
     with torch.no_grad():
         logps = module.policy(batch).token_logps.where(batch.response_mask, 0.0)
+        if module.needs.values:
+            options |= {"values": module._values(batch).where(batch.response_mask, 0.0)}
     return make_batch(
         prompts, responses, sampling_logps=logps, reference_logps=module.policy.make_reference().token_logps(batch), **options
     )
@@ -185,7 +205,7 @@ def expected_loss(
     ``batch`` is as prepared in an earlier call, ``options`` are fields of a new one."""
     if batch is None:
         batch, _ = module.prepare(drawn_by(module, groups.prompts, groups.responses, **options))
-    output = module.policy(batch)
+    output = module._forward(batch)
     losses, _ = module.objective(batch, output)
     chances = groups.probabilities.view(-1, *[1] * (losses.dim() - 1)).where(counted(losses, batch), 0.0)
     return (chances * losses.where(chances > 0, 0.0)).sum() / chances.sum(), output, batch

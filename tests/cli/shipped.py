@@ -13,6 +13,8 @@ BEFORE = {
     "quickstart_warmup.yaml": "sft.yaml",
     "experiment/local_sft.yaml": "sft.yaml",
     "experiment/local_reward.yaml": "reward_model.yaml",
+    "experiment/chain/reward_model.yaml": "reward_model.yaml",
+    "experiment/chain/ppo.yaml": "ppo.yaml",
 }
 
 

@@ -23,6 +23,8 @@ from benchmarks.stories import Gold, Proxy
 from lit_align.algorithms import (
     DAR,
     DPO,
+    GAE,
+    PPO,
     SAIL,
     SFT,
     Above,
@@ -34,6 +36,8 @@ from lit_align.algorithms import (
     ClippedWeights,
     GroupWeights,
     Initial,
+    KLTarget,
+    MacroGAE,
     MovingAverage,
     PreviousRound,
     ReferenceStd,
@@ -53,7 +57,7 @@ from lit_align.data import (
     PreferenceDataModule,
 )
 from lit_align.generation import CacheSampler
-from lit_align.models import CausalPolicy, LoRA
+from lit_align.models import CausalPolicy, LoRA, ValueModel
 from lit_align.quickstart.rules import gold_score, proxy_score
 from lit_align.quickstart.world import write_world
 from lit_align.types import Source
@@ -77,6 +81,9 @@ RULES: dict[str, tuple[str, ...]] = {
     "algorithm/sail_pp.yaml": ("...", LOCAL, FUNCTION, MIXED),
     "algorithm/sail_pr.yaml": ("...", LOCAL, FUNCTION, MIXED),
     MIXED: ("algorithm/sail_pr.yaml", LOCAL, FUNCTION, "..."),
+    "experiment/chain/answers.yaml": ("algorithm/rloo.yaml", "..."),
+    "experiment/chain/reward_model.yaml": ("algorithm/reward_model.yaml", "..."),
+    "experiment/chain/ppo.yaml": ("algorithm/ppo.yaml", "quickstart.yaml", "..."),
     LOCAL: (ANCHORED, "...", FUNCTION),
     "algorithm": ("...", LOCAL, FUNCTION),
     "annotator": (ANCHORED, LOCAL, "..."),
@@ -99,6 +106,7 @@ PROMPT_FILES = (
     "runs/stories-world/prompts.jsonl",
     "runs/stories-world/eval_prompts.jsonl",
     "data/hh_harmless_base/dev.jsonl",
+    "runs/chain/answers/predictions.jsonl",
 )
 
 # What a machine for tests may lack, by the file that asks for it, and what stands in.
@@ -129,7 +137,7 @@ def skipped_without(file: str) -> Any:
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """The folder where all that the files name is to be found; nothing is run in it."""
     folder = tmp_path_factory.mktemp("world")
-    for name in ("my-model", "runs/quickstart/initial", "runs/quickstart/policy", "data/stories260K"):
+    for name in ("my-model", "runs/quickstart/initial", "runs/quickstart/policy", "runs/chain/reward/export", "data/stories260K"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         write_tiny(folder / name, context=256)
     write_world(folder / "runs" / "quickstart" / "world", 0, 8, 8, 8)
@@ -319,6 +327,55 @@ def test_anchored_dar_keeps_its_unit() -> None:
     assert (optimizer.defaults["lr"], optimizer.defaults["weight_decay"], schedule) == (1e-6, 0.0, None)
     assert isinstance(cli.datamodule, OnlineDataModule)
     assert cli.trainer.accumulate_grad_batches * cli.datamodule.micro_batch_prompts == cli.datamodule.prompts_per_rollout
+
+
+def test_ppo_is_the_published_setting() -> None:
+    cli = build("algorithm/ppo.yaml", LOCAL, FUNCTION)
+    ppo, data = cli.model, cli.datamodule
+    assert isinstance(ppo, PPO)
+    assert (ppo.beta, ppo.missing_eos, ppo.centre, ppo.whiten_rewards, ppo.whiten_advantages) == (0.05, -1.0, True, True, True)
+    assert (ppo.credit, ppo.surrogate, ppo.value_clip, ppo.value_weight) == (GAE(gamma=1.0, lam=0.95), Clip(0.2, 0.2), 0.2, 0.1)
+    assert (ppo.kl_target, ppo.kl_stop, ppo.entropy, ppo.critic_settings) == (None, None, 0.0, {})
+    assert isinstance(ppo.critic, ValueModel)
+    assert ppo.critic.path == ppo.policy.path == "my-model"
+    optimizer, schedule = optimizer_of(cli)
+    assert type(optimizer) is torch.optim.AdamW
+    assert [(group["lr"], group["eps"], group["weight_decay"]) for group in optimizer.param_groups] == [(3e-6, 1e-5, 0.0)] * 2
+    assert schedule is None
+    assert isinstance(data, OnlineDataModule)
+    assert (data.responses_per_prompt, data.inner_epochs, data.missing_eos_penalty) == (1, 4, 0.0)
+    assert cli.trainer.accumulate_grad_batches * data.micro_batch_prompts == data.prompts_per_rollout, "one minibatch"
+    said, default = read("algorithm/ppo.yaml"), inspect.signature(PPO).parameters
+    for name in (
+        "beta",
+        "missing_eos",
+        "centre",
+        "whiten_rewards",
+        "whiten_advantages",
+        "value_clip",
+        "value_weight",
+        "entropy",
+        "dropout",
+    ):
+        assert default[name].default == said[f"model.init_args.{name}"], name
+
+
+def test_ppo_takes_another_critic_and_macro_actions() -> None:
+    key = "model.init_args"
+    chosen = {
+        f"{key}.critic": "ValueModel",
+        f"{key}.critic.init_args.path": "runs/quickstart/policy",
+        f"{key}.critic_settings": "{lr: 0.5}",
+    }
+    chosen |= {f"{key}.credit": "MacroGAE", f"{key}.credit.init_args.length": "3", f"{key}.kl_target": "KLTarget"}
+    chosen |= {f"{key}.kl_target.init_args.nats": "2.0"}
+    cli = build("algorithm/ppo.yaml", LOCAL, FUNCTION, **chosen)
+    ppo = cli.model
+    assert isinstance(ppo, PPO)
+    assert (ppo.credit, ppo.kl_target) == (MacroGAE(length=3), KLTarget(2.0))
+    assert isinstance(ppo.critic, ValueModel)
+    assert ppo.critic.path == "runs/quickstart/policy"
+    assert [group["lr"] for group in optimizer_of(cli)[0].param_groups] == [3e-6, 0.5]
 
 
 def test_rounds_of_iterative_dpo() -> None:
