@@ -53,8 +53,8 @@ def length_controlled(
     hard a prompt is, is left out: it takes many other models' answers to the same prompts to know that.
 
     Where all answers differ by the same length, or all verdicts are the same, length explains nothing, and this is the raw
-    win rate with its interval. Where a threshold of length separates wins from losses (also in a resample), the likelihood has no
-    maximum: :math:`(\theta^2 + \phi^2) / 2` is added, and ``ridge`` says so.
+    win rate with its interval. Where a threshold of length separates wins from losses, or all but does (also in a resample), the
+    likelihood has no maximum within reach: :math:`(\theta^2 + \phi^2) / 2` is added, and ``ridge`` says so.
 
     Args:
         verdicts: as `verdict_rate` takes them, soft ones included, ``[N]``.
@@ -74,17 +74,25 @@ def length_controlled(
     x = (d / d.std(correction=0)).tanh()
     numbers = prompts.unique(return_inverse=True)[1]
 
-    def fits(weights: Tensor) -> Tensor:
-        return fit_logistic(torch.stack([torch.ones_like(x), x], -1), y.unsqueeze(0), weights, RIDGE * _separable(x, y, weights))
+    features = torch.stack([torch.ones_like(x), x], -1)
+
+    def fits(weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Coefficients, and which of them are held by a ridge."""
+        free = fit_logistic(features, y.unsqueeze(0), weights, RIDGE * _separable(x, y, weights))
+        lost = free.isnan().any(-1)  # all but separable
+        if bool(lost.any()):
+            free[lost] = fit_logistic(features, y.unsqueeze(0), weights[lost], torch.full((int(lost.sum()),), RIDGE))
+        return free, lost | _separable(x, y, weights)
 
     def rates(drawn: Tensor) -> Tensor:
-        return fits(drawn[:, numbers])[:, 0].sigmoid()
+        return fits(drawn[:, numbers])[0][:, 0].sigmoid()
 
     everyone = torch.ones(1, len(y), dtype=torch.float64)
-    theta, phi = fits(everyone)[0].tolist()
+    beta, held = fits(everyone)
+    theta, phi = beta[0].tolist()
     low, high = bootstrap_interval(rates, int(numbers.max()) + 1, level=level, resamples=resamples, seed=seed)
     value = 1 / (1 + math.exp(-theta))
-    return LengthControlled(value, float(low), float(high), effect=phi, ridge=bool(_separable(x, y, everyone)))
+    return LengthControlled(value, float(low), float(high), effect=phi, ridge=bool(held))
 
 
 def by_length(

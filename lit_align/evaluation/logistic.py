@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-STEPS, PRECISION = 1000, 1e-9
+STEPS, PRECISION = 200, 1e-9
 
 
 def fit_logistic(features: Tensor, outcomes: Tensor, weights: Tensor, ridge: Tensor) -> Tensor:
@@ -24,10 +24,7 @@ def fit_logistic(features: Tensor, outcomes: Tensor, weights: Tensor, ridge: Ten
         ridge: at least 0, ``[R]``. Where it is 0 the rows must determine the coefficients and be inseparable: else there is no optimum.
 
     Returns:
-        ``[R, D]`` in float64.
-
-    Raises:
-        ValueError: if there is no optimum.
+        ``[R, D]`` in float64; NaN where there is no optimum, or one so far away that float64 does not reach it.
 
     >>> rows = torch.tensor([[1.0], [1.0], [1.0], [1.0]])
     >>> fit_logistic(rows, torch.tensor([[1.0, 1.0, 1.0, 0.0]]), torch.ones(1, 4), torch.zeros(1)).sigmoid()
@@ -37,6 +34,7 @@ def fit_logistic(features: Tensor, outcomes: Tensor, weights: Tensor, ridge: Ten
     beta = f.new_zeros(len(w), f.shape[1])
     reach = float(f.norm(dim=-1).max())
     enough = PRECISION * w.sum(-1, keepdim=True)
+    gradient = torch.full_like(beta, math.inf)
     for _ in range(STEPS):
         p = (beta @ f.T).sigmoid()  # [R, N]
         gradient = (w * (p - y)) @ f + rho * beta
@@ -45,10 +43,9 @@ def fit_logistic(features: Tensor, outcomes: Tensor, weights: Tensor, ridge: Ten
         curvature = torch.einsum("rn,nd,ne->rde", w * p * (1 - p), f, f) + torch.diag_embed(rho.expand_as(beta))
         step, _ = torch.linalg.solve_ex(curvature, gradient)
         r = reach * step.norm(dim=-1, keepdim=True)
-        beta = beta - step * (r.log1p() / r.clamp(min=1e-300)).where(r > 0, 1.0)
-        if not beta.isfinite().all():
-            break
-    raise ValueError("The logistic regression has no optimum: its rows are separable, or don't determine the coefficients. Give a ridge.")
+        moved = beta - step * (r.log1p() / r.clamp(min=1e-300)).where(r > 0, 1.0)
+        beta = moved.where(moved.isfinite().all(-1, keepdim=True), beta)  # a singular curvature has no step
+    return beta.where((gradient.abs() <= enough).all(-1, keepdim=True), math.nan)
 
 
 def normal_quantile(level: float) -> float:

@@ -73,6 +73,16 @@ def test_the_longer_always_wins_is_said_to_need_a_ridge():
     assert not length_controlled(undecided, differences, prompts, resamples=50).ridge
 
 
+def test_almost_separable_lengths_have_a_rate():
+    """Rivals that always write far more: tanh of all differences is nearly the same, and no slope can be told from another."""
+    differences = torch.full((200,), -900.0)
+    differences[:60] -= torch.arange(60) * 0.01
+    verdicts = torch.ones(200)
+    verdicts[[3, 50, 120]] = 0.0
+    found = length_controlled(verdicts, differences, torch.arange(200), resamples=300)
+    assert 0 < found.low <= found.value <= found.high < 1
+
+
 @pytest.mark.parametrize("case", ["same length", "all won", "none"])
 def test_where_length_explains_nothing_it_is_the_raw_rate(case):
     verdicts, differences, prompts = (column[: 0 if case == "none" else 20] for column in judged(0.0, 1.0, 20))

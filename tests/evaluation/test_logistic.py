@@ -35,19 +35,18 @@ def test_a_weight_is_a_repetition():
 
 
 def test_it_arrives_from_afar():
-    """A plain Newton step overshoots here: the optimum is at a slope of some hundreds."""
-    x = torch.tensor([-0.01, 0.0, 0.001, 0.011])
-    outcomes = torch.tensor([[0.0, 1.0, 0.0, 1.0]])
-    beta = fit_logistic(torch.stack([torch.ones(4), x], -1), outcomes, torch.ones(1, 4), torch.zeros(1))
-    assert beta[0, 1] > 100
-    features = torch.stack([torch.ones(4), x], -1).double()
-    assert gradient(features, outcomes[0].double(), torch.ones(4), 0.0, beta[0]).abs().max() < 1e-7
+    """At a slope of some hundreds."""
+    features = torch.stack([torch.ones(4), torch.tensor([-0.01, 0.0, 0.001, 0.011])], -1).double()
+    outcomes = torch.tensor([0.0, 1.0, 0.0, 1.0]).double()
+    beta = fit_logistic(features, outcomes.unsqueeze(0), torch.ones(1, 4), torch.zeros(1))[0]
+    assert beta[1] > 100
+    assert gradient(features, outcomes, torch.ones(4), 0.0, beta).abs().max() < 1e-7
 
 
-def test_no_optimum_is_an_error_and_a_ridge_makes_one():
+def test_no_optimum_is_nan_and_a_ridge_makes_one():
     rows, won = torch.tensor([[1.0, 0.0], [1.0, 0.0]]), torch.tensor([[1.0, 0.0]])
-    with pytest.raises(ValueError, match="Give a ridge"):
-        fit_logistic(rows, won * 0.5 + 0.5, torch.ones(1, 2), torch.zeros(1))
+    found = fit_logistic(rows, won * 0.5 + 0.5, torch.ones(2, 2), torch.tensor([0.0, 1.0]))
+    assert found.isnan().tolist() == [[True, True], [False, False]]
     beta = fit_logistic(torch.ones(1, 1), torch.ones(1, 1), torch.ones(1, 1), torch.ones(1))[0, 0]
     assert float(beta) == pytest.approx(float(torch.sigmoid(-beta)))  # 1 - p = rho beta
 

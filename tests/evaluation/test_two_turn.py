@@ -100,6 +100,13 @@ def test_both_answers_to_a_question_are_drawn_together():
     assert half == pytest.approx(1.96 * float(one.std()) / math.sqrt(80), rel=0.1)
 
 
+def test_a_question_counts_by_its_graded_answers():
+    """Of draws of two questions with 2 and 1 answers the means are 10, 7 and 1, and no 5.5."""
+    grades = torch.tensor([[10.0, 10.0], [1.0, math.nan]], dtype=torch.float64)
+    found = summarised(QUESTIONS[:2], grades, level=0.4)
+    assert (found["all"].value, found["all"].low, found["all"].high) == (7.0, pytest.approx(7.0), pytest.approx(7.0))
+
+
 def test_the_page_has_a_column_per_model():
     models = {
         "a": {"all": Grade(5.25, 4.0, 6.5, 8), "turn 1": Grade(math.nan, 1.0, 10.0, 0)},
