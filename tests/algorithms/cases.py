@@ -131,7 +131,7 @@ CASES = {
     "orpo": compares(ORPO),
     "inpo": compares(INPO, eta=0.3, tau=0.1, pairing=AllPairs()),
     "sail": compares(SAIL, annotated_weight=1.0),
-    "sail mixed": Case(SAIL, sources=MIXED),
+    "sail mixed": Case(SAIL, identical=True, sources=MIXED),  # its one fresh row has nothing to be measured from
     "sail with its price": compares(SAIL, reference_kl=0.1),
     "kto": imitates(KTO, lone=True, threshold=0.1, good_weight=1.3),
 }
