@@ -180,7 +180,7 @@ def test_a_prompt_without_a_checklist_is_invalid_and_said_once():
     ("items", "message"),
     [
         ("a?", "items: expected a list of texts or of mappings with question, verifier, weight, got 'a\\?'"),
-        ([3], "items, item 1: expected a text or a mapping"),
+        ([3], "item 1: expected a text or a mapping"),
         (["a?", {"qestion": "b?"}], "item 2: 'qestion' is none of question, verifier, weight. Did you mean 'question'"),
         ([{"verifier": "wrod"}], "item 1: there is no verifier 'wrod': `verifiers` of Checklist has word"),
         ([{"question": " "}], "item 1: expected a question or the name of a verifier"),
