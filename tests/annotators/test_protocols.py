@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from itertools import combinations, product
 
 import pytest
 import torch
@@ -246,9 +247,9 @@ def test_one_principle_is_drawn_for_both_orders_of_a_pair():
     drawn = [judge.drawn(f"0/0/{b}/0/{i}/{j}")[0] for b in range(16) for i in range(4) for j in range(i + 1, 4)]
     counts = torch.bincount(torch.tensor(drawn), minlength=4)
     assert counts.min() > 10  # of 96 draws, 24 each expected
-    for b in range(2):
-        n = judge.drawn(f"0/0/{b}/0/0/1")[0]
-        assert p[b, 0, 1].item() == pytest.approx(each[n, b, 0, 1].item(), abs=1e-6)
+    for b, (i, j) in product(range(16), combinations(range(4), 2)):
+        n = judge.drawn(f"0/0/{b}/0/{i}/{j}")[0]
+        assert p[b, i, j].item() == pytest.approx(each[n, b, i, j].item(), abs=1e-6)
 
 
 def test_what_is_drawn_depends_on_the_query_alone():
