@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from itertools import combinations, product
 
 import pytest
 import torch
@@ -180,7 +181,7 @@ def test_a_prompt_without_a_checklist_is_invalid_and_said_once():
     ("items", "message"),
     [
         ("a?", "items: expected a list of texts or of mappings with question, verifier, weight, got 'a\\?'"),
-        ([3], "items, item 1: expected a text or a mapping"),
+        ([3], "item 1: expected a text or a mapping"),
         (["a?", {"qestion": "b?"}], "item 2: 'qestion' is none of question, verifier, weight. Did you mean 'question'"),
         ([{"verifier": "wrod"}], "item 1: there is no verifier 'wrod': `verifiers` of Checklist has word"),
         ([{"question": " "}], "item 1: expected a question or the name of a verifier"),
@@ -246,9 +247,9 @@ def test_one_principle_is_drawn_for_both_orders_of_a_pair():
     drawn = [judge.drawn(f"0/0/{b}/0/{i}/{j}")[0] for b in range(16) for i in range(4) for j in range(i + 1, 4)]
     counts = torch.bincount(torch.tensor(drawn), minlength=4)
     assert counts.min() > 10  # of 96 draws, 24 each expected
-    for b in range(2):
-        n = judge.drawn(f"0/0/{b}/0/0/1")[0]
-        assert p[b, 0, 1].item() == pytest.approx(each[n, b, 0, 1].item(), abs=1e-6)
+    for b, (i, j) in product(range(16), combinations(range(4), 2)):
+        n = judge.drawn(f"0/0/{b}/0/{i}/{j}")[0]
+        assert p[b, i, j].item() == pytest.approx(each[n, b, i, j].item(), abs=1e-6)
 
 
 def test_what_is_drawn_depends_on_the_query_alone():
