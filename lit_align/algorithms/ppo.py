@@ -39,7 +39,7 @@ class PPO(AlignmentModule):
             its trunk, or where it has none for a new critic made of the policy's folder.
         critic_settings: in which the optimizer's group of the critic, or of the value head, differs, such as ``lr: 1e-5``.
         beta: price of a nat of divergence from the reference, in units of reward; at 0 no reference is loaded.
-        kl_target: moves ``beta`` until the policy stays at a divergence.
+        kl_target: moves ``beta``, then above 0, until the policy stays at a divergence.
         missing_eos: the score of a response that did not end by itself, whatever the annotator gave it, so that going on for ever is
             never worth anything; None leaves its score. (``missing_eos_penalty`` of the data module is taken off instead.)
         centre: take the mean score of the first rollout, which is the reference's, off all scores of the run; ``missing_eos`` then is
@@ -93,7 +93,7 @@ class PPO(AlignmentModule):
         lr_schedule: ScheduleCallable | None = None,
     ) -> None:
         super().__init__(policy, optimizer, lr_schedule, anchor, critic_of(policy, critic))
-        require_price("beta", beta, zero=True)
+        require_price("beta", beta, zero=kl_target is None)
         require_price("value_clip", value_clip)
         require_price("value_weight", value_weight)
         require_price("entropy", entropy, zero=True)

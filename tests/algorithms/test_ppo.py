@@ -275,6 +275,7 @@ def test_needs_are_those_of_prices():
         ({"kl_stop": 0.0}, "kl_stop should be a number above 0"),
         ({"entropy": -0.1}, "entropy should be a number of at least 0"),
         ({"beta": -0.1}, "beta should be a number of at least 0"),
+        ({"beta": 0.0, "kl_target": KLTarget(1.0)}, "beta should be a number above 0"),
     ],
 )
 def test_numbers_of_the_wrong_sign_are_refused(options, message):
