@@ -34,8 +34,8 @@ screenshot: $(READY)  ## Run the quickstart and take the picture of TensorBoard 
 	$(BIN)/python scripts/screenshot.py runs/quickstart/aligned
 
 test test-slow: export HF_HUB_OFFLINE := 1
-test: $(READY)  ## Run the tests and doctests
-	$(BIN)/python -m pytest
+test: $(READY)  ## Run the tests and doctests, in two processes, each file in one of them
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: $(READY)  ## Run the tests marked slow
 	$(BIN)/python -m pytest -m slow

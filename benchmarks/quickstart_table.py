@@ -10,14 +10,19 @@ runs each file of ``configs/algorithm`` with ``configs/quickstart.yaml`` and the
 
 import argparse
 import json
-import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from lit_align.cli.trainer import run_trainer
-from lit_align.types import UserError
+from benchmarks.runs import fit, markdown, result_of, settings_text
+from lit_align.data import JsonlPrompts
+from lit_align.data.pool import PromptPool
+from lit_align.generation import CacheSampler
+from lit_align.models import CausalPolicy
+from lit_align.quickstart.rules import proxy_score
+from lit_align.types import Stream, UserError
 
 ROLLOUTS = 20
 FOLDER = Path("runs/quickstart-table")
@@ -44,30 +49,47 @@ SETTINGS: dict[str, dict[str, float]] = {
     "dapo": {"optimizer.init_args.lr": 3e-4, "overlong.longest": 64, "overlong.cache": 16},
     "gspo": {"optimizer.init_args.lr": 3e-4},
     "cispo": {"optimizer.init_args.lr": 3e-4},
+    "sail_dp": {"optimizer.init_args.lr": 3e-4},
+    "sail_pp": {"optimizer.init_args.lr": 3e-4},
+    "sail_pr": {"optimizer.init_args.lr": 3e-4},
+}
+PAIRS = FOLDER / "pairs.jsonl"  # for those that have fixed rows
+PAIRED = {
+    "data.init_args.prompts.init_args.path": PAIRS,
+    "data.init_args.max_response_tokens": 64,
+    "data.init_args.fixed_passes": "null",
 }
 
 
-def run(algorithm: str, seed: int) -> dict[str, Any]:
-    """One run, and what the judge says at its end."""
-    folder = FOLDER / f"{algorithm}-{seed}"
-    shutil.rmtree(folder, ignore_errors=True)
-    options = {f"model.init_args.{name}": str(value) for name, value in SETTINGS[algorithm].items()}
-    options |= {"trainer.max_epochs": ROLLOUTS, "trainer.enable_checkpointing": "false", "seed_everything": seed, "run": folder}
+def run(algorithm: str, seed: int) -> dict[str, float]:
+    """What the judge says at the end of one run."""
+    options: dict[str, object] = {f"model.init_args.{name}": value for name, value in SETTINGS[algorithm].items()}
+    options |= {"trainer.max_epochs": ROLLOUTS, "seed_everything": seed}
+    options |= PAIRED if "MixedDataModule" in Path(f"configs/algorithm/{algorithm}.yaml").read_text(encoding="utf-8") else {}
     files = (f"configs/algorithm/{algorithm}.yaml", "configs/quickstart.yaml")
-    cli = run_trainer(["fit", *(f"--config={file}" for file in files), *(f"--{name}={value}" for name, value in options.items())])
-    said = {name: float(value) for name, value in cli.trainer.callback_metrics.items()}
-    return {"algorithm": algorithm, "seed": seed, "settings": SETTINGS[algorithm]} | {name: said[f"judge/{name}"] for name in METRICS}
+    said = fit(FOLDER / f"{algorithm}-{seed}", files, options).callback_metrics
+    return {name: float(said[f"judge/{name}"]) for name in METRICS}
 
 
-def table(results: list[dict[str, Any]]) -> str:
-    """Markdown; one row per run."""
-    lines = ["| algorithm | seed | settings | win rate | gold score, from | to | KL, nats |", "|---|---|---|---|---|---|---|"]
-    for each in results:
-        settings = ", ".join(f"{name.removeprefix('optimizer.init_args.')} {value:g}" for name, value in each["settings"].items())
-        won = f"{each['win_rate']:.2f} ({each['win_rate_low']:.2f} to {each['win_rate_high']:.2f})"
-        gold = f"{each['reference_score']:.2f} | {each['score']:.2f}"
-        lines.append(f"| `{each['algorithm']}` | {each['seed']} | {settings} | {won} | {gold} | {each['kl_reference']:.1f} |")
-    return "\n".join(lines)
+def write_pairs() -> None:
+    """Two answers of the warmed-up policy to as many letters as a run reads, the one that the reader in a hurry likes better first."""
+    PAIRS.parent.mkdir(parents=True, exist_ok=True)
+    policy = CausalPolicy("runs/quickstart/policy")
+    letters = PromptPool(JsonlPrompts("runs/quickstart/world/prompts.jsonl"), policy, None, "drop", 0).take(0, 1000)
+    with policy.inference(), PAIRS.open("w", encoding="utf-8") as file:
+        for start in range(0, len(letters), 100):
+            rollouts = CacheSampler(max_new_tokens=64).sample(policy, letters[start : start + 100], 2, Stream(0, "pairs", 0))
+            for prompt, texts in zip(rollouts.prompts, rollouts.texts, strict=True):
+                (worse, rejected), (better, chosen) = sorted(zip(proxy_score(prompt, texts), texts, strict=True))
+                if better > worse:
+                    file.write(json.dumps({"prompt": prompt.content, "chosen": chosen, "rejected": rejected}) + "\n")
+
+
+def row(result: dict[str, Any]) -> list[str]:
+    """One run, a line of the table."""
+    won = f"{result['win_rate']:.2f} ({result['win_rate_low']:.2f} to {result['win_rate_high']:.2f})"
+    numbers = [won, f"{result['reference_score']:.2f}", f"{result['score']:.2f}", f"{result['kl_reference']:.1f}"]
+    return [f"`{result['algorithm']}`", str(result["seed"]), settings_text(result["settings"]), *numbers]
 
 
 def main() -> None:
@@ -78,22 +100,14 @@ def main() -> None:
     if not Path("runs/quickstart/policy/config.json").is_file():
         raise UserError("There is no warmed-up policy in runs/quickstart/policy: run `lit-align quickstart` here first.")
     torch.set_num_threads(1)  # at this size a second thread waits more than it works
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    file = FOLDER / "results.jsonl"
+    if not PAIRS.is_file():
+        write_pairs()
+    rows = []
     for seed in range(options.seeds):
         for algorithm in options.algorithms:
-            if not any(
-                (each["algorithm"], each["seed"], each["settings"]) == (algorithm, seed, SETTINGS[algorithm]) for each in read(file)
-            ):
-                with file.open("a", encoding="utf-8") as results:
-                    results.write(json.dumps(run(algorithm, seed)) + "\n")
-    wanted = {(algorithm, seed): SETTINGS[algorithm] for algorithm in options.algorithms for seed in range(options.seeds)}
-    print(table([each for each in read(file) if wanted.get((each["algorithm"], each["seed"])) == each["settings"]]))
-
-
-def read(file: Path) -> list[dict[str, Any]]:
-    """All runs so far."""
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []
+            key = {"algorithm": algorithm, "seed": seed, "settings": SETTINGS[algorithm]}
+            rows.append(row(result_of(FOLDER / "results.jsonl", key, partial(run, algorithm, seed))))
+    print(markdown(["algorithm", "seed", "settings", "win rate", "gold score, from", "to", "KL, nats"], rows))
 
 
 if __name__ == "__main__":

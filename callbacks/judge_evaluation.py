@@ -13,7 +13,7 @@ from torch.nn.functional import pad
 
 from callbacks._logging import log_now
 from lit_align.algorithms import AlignmentModule
-from lit_align.data import AlignmentDataModule, OnlineDataModule
+from lit_align.data import AlignmentDataModule, SamplingDataModule
 from lit_align.evaluation.win_rate import win_rate
 from lit_align.functional.distributed import global_sum
 from lit_align.types import (
@@ -85,7 +85,7 @@ class JudgeEvaluation(RolloutCallback):
         if stage != "fit":
             return
         data: Any = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
-        sampler = data.sampler if self.sampler is None and isinstance(data, OnlineDataModule) else self.sampler
+        sampler = data.sampler if self.sampler is None and isinstance(data, SamplingDataModule) else self.sampler
         if sampler is None:
             raise UserError(f"JudgeEvaluation needs a sampler: set its `sampler`, as {type(data).__name__} has none to lend.")
         if not isinstance(data, AlignmentDataModule):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from callbacks._logging import log_now
 from lit_align.functional.distributed import global_mean, global_sum
-from lit_align.types import Aligner, AlignmentBatch, Annotation, Diagnostics, Needs, RolloutCallback, Rollouts, UserError
+from lit_align.types import Aligner, AlignmentBatch, Annotation, Diagnostics, Needs, RolloutCallback, Rollouts, Source, UserError
 
 
 @final
@@ -64,7 +64,8 @@ class KLMonitor(RolloutCallback):
     ) -> None:
         """Measure against the reference."""
         divergence = batch.sampling_response_logps - batch.reference_response_logps  # [B, K]
-        valid = annotation.valid  # an algorithm may train on fewer, and choose them by their scores
+        unasked = (batch.sources == Source.FRESH_SELF).unsqueeze(-1)
+        valid = annotation.valid | unasked  # an algorithm may train on fewer, and choose them by their scores
         kl = global_mean(divergence, valid)
         off = (divergence - kl).where(valid, 0.0).sum(-1)  # [B]
         sums = torch.stack([off.square().sum(), valid.sum().float(), valid.any(-1).sum().float()])
@@ -89,8 +90,9 @@ class KLMonitor(RolloutCallback):
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: AlignmentBatch, batch_idx: int) -> None:
         """Add up how far this micro-batch has moved."""
         if batch.sampling_logps is not None:
-            moved = (batch.sampling_response_logps - outputs["logps"]).where(batch.used, 0.0).sum()
-            here = torch.stack([moved, batch.used.sum().to(moved.dtype)])
+            drawn = batch.used & batch.sampled.unsqueeze(-1)
+            moved = (batch.sampling_response_logps - outputs["logps"]).where(drawn, 0.0).sum()
+            here = torch.stack([moved, drawn.sum().to(moved.dtype)])
             self._moved = here if self._moved is None else self._moved + here
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -6,8 +6,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from callbacks._drawing import reliability_diagram
 from callbacks._logging import log_image
+from lit_align.evaluation.drawing import reliability_diagram
 from lit_align.functional import global_sum
 from lit_align.types import UserError
 

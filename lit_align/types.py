@@ -10,7 +10,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, NotRequired, Protocol, Self, TypedDict, final
+from enum import IntEnum
+from typing import Any, Literal, NotRequired, Protocol, Self, TypedDict, final
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -150,12 +151,26 @@ class Annotation(TensorRecord):
     scores: Tensor = axes("BK")  # float32
     valid: Tensor = axes("BK")  # bool
     preferences: Tensor | None = axes("BKK", default=None)  # P(i beats j); NaN where not asked and on the diagonal
+    seen_first: Tensor | None = axes("BKK", default=None)  # the same as said with i shown before j; not kept in the journal
     mass: Tensor | None = axes("BK", default=None)  # probability that a judge's model gave to the verdicts it could choose from
     annotator_version: int = 0
 
     def rows(self, index: Sequence[int]) -> "Annotation":
         """Of these prompts only, in this order."""
         return self.map_tensors(lambda tensor, _: tensor[list(index)])
+
+
+class Source(IntEnum):
+    """Where the answers of a row come from, and who labels them."""
+
+    FIXED = 0
+    """Both are the data's."""
+    RELABEL = 1
+    """The answers are the data's; the policy labels them anew at every step."""
+    FRESH_SELF = 2
+    """The policy answers, and labels its answers at every step: no annotator is asked."""
+    FRESH_ANNOTATED = 3
+    """The policy answers, the annotator labels."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,6 +194,9 @@ class AlignmentBatch(TensorRecord):
     weights: Tensor | None = axes("BK", default=None)
     targets: Tensor | None = axes("BK", default=None)  # nats; what an objective compares response log-probs with
     pairs: Tensor | None = axes("BKK", default=None)  # P(i should beat j) of each pair to train on; NaN where there is none
+    source: Tensor | None = axes("B", default=None)  # a `Source`, int64; None where all rows have the same
+    uniforms: Tensor | None = axes("B", default=None)  # in [0, 1), to draw labels with
+    baselines: Tensor | None = axes("B", default=None)  # what the losses of a row's pairs are measured from
     # Valid responses (tokens, pairs) of the optimizer step over all ranks and micro-batches, divided by world size x
     # accumulation, because Lightning and DDP divide by these once more. Set by the loader after ``prepare``.
     response_normaliser: Tensor | None = axes("", default=None)
@@ -225,6 +243,18 @@ class AlignmentBatch(TensorRecord):
         return used & (paired.any(-1) | paired.any(-2))
 
     @property
+    def sources(self) -> Tensor:
+        """`source` of every row ``[B]``, whether it is filled or not."""
+        if self.source is not None:
+            return self.source
+        return torch.full_like(self.optimizer_steps, Source.FIXED if self.sampling_logps is None else Source.FRESH_ANNOTATED)
+
+    @property
+    def sampled(self) -> Tensor:
+        """Which rows the policy answered, bool ``[B]``; ``sampling_logps`` of the others are 0."""
+        return self.sources >= Source.FRESH_SELF
+
+    @property
     def sampling_response_logps(self) -> Tensor:
         """``log pi_t(y|x)`` in nats, ``[B, K]``."""
         return self._summed(self.sampling_logps, "sampling_logps")
@@ -259,6 +289,8 @@ class PolicyOutput(TensorRecord):
     """What a forward pass of the policy gives an objective."""
 
     token_logps: Tensor = axes("BKT")  # float32
+    vocabulary_logps: Tensor | None = axes("BKTV", default=None)  # of every token that could stand there, where it was asked for
+    kl: Tensor | None = axes("BKT", default=None)  # nats at every token, exact, in the direction of `Needs.kl`; 0 outside the response
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,16 +326,27 @@ class RewardStepOutput(TypedDict):
     diagnostics: Diagnostics
 
 
+KL = Literal["", "policy_reference", "reference_policy"]
+"""From which distribution of the next token to which: KL(first || second); empty for none."""
+
+
 @dataclass(frozen=True, slots=True)
 class Needs:
     """What an algorithm, or a callback, wants: log-probs of the reference; samples of exactly the policy being trained
-    (``on_policy``: one optimizer step per rollout); at least so many ``responses`` per prompt; log-probs of the policy that
-    ``sampled``, which fixed data don't have."""
+    (``on_policy``: one optimizer step per rollout, where anything is sampled); at least so many ``responses`` per prompt; log-probs
+    of the policy that ``sampled``, which fixed data don't have.
+
+    Two are of algorithms alone. ``self_labels``: it draws the labels of rows that `Source` leaves to the policy. ``kl``: the
+    exact divergence of the next token at every token of a training step, in this direction, for which the reference reads the
+    micro-batch once more.
+    """
 
     reference: bool = False
     on_policy: bool = False
     responses: int = 1
     sampled: bool = False
+    self_labels: bool = False
+    kl: KL = ""
 
     def __or__(self, other: "Needs") -> "Needs":
         return Needs(*(max(getattr(self, f.name), getattr(other, f.name)) for f in fields(self)))
@@ -461,8 +504,8 @@ class Policy(TextModel):
     special_ids: frozenset[int]  # tokens that `decode` leaves out
 
     @abstractmethod
-    def forward(self, batch: "AlignmentBatch | Rollouts") -> PolicyOutput:
-        """Log-probs of the response tokens, with gradient."""
+    def forward(self, batch: "AlignmentBatch | Rollouts", vocabulary: bool = False) -> PolicyOutput:
+        """Log-probs of the response tokens, with gradient; if asked for, of the whole ``vocabulary`` at each of them."""
 
     @abstractmethod
     def next_token_logits(self, tokens: Tensor, mask: Tensor, cache: Any = None) -> tuple[Tensor, Any]:
@@ -489,6 +532,10 @@ class Reference(ABC):
     @abstractmethod
     def token_logps(self, batch: AlignmentBatch) -> Tensor:
         """``log pi_ref`` of every response token in float32, ``[B, K, T]``, without gradient."""
+
+    @abstractmethod
+    def vocabulary_logps(self, batch: AlignmentBatch) -> Tensor:
+        """The same of every token that could stand there, ``[B, K, T, V]``; anything outside the response."""
 
 
 class Sampler(ABC):

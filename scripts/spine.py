@@ -19,7 +19,7 @@ SPINE = (
     ("lit_align/data/base.py", "AlignmentDataModule.draw"),
     ("lit_align/data/base.py", "AlignmentDataModule._loader"),
     ("lit_align/data/online.py", "OnlineDataModule.make_rollout"),
-    ("lit_align/data/online.py", "OnlineDataModule._label"),
+    ("lit_align/data/sampling.py", "SamplingDataModule.label"),
     ("lit_align/data/loader.py", "RolloutLoader.__iter__"),
     ("lit_align/data/loader.py", "schedule"),
     ("lit_align/algorithms/base.py", "AlignmentModule.prepare_rollout"),

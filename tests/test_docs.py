@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,8 +15,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from callbacks import Histograms, JudgeEvaluation, KLMonitor, SampleTable, Throughput, WeightClipping
 from lit_align import __version__
 from lit_align.algorithms import SFT
-from lit_align.annotators import FunctionAnnotator, RewardModelAnnotator
+from lit_align.annotators import FunctionAnnotator, LocalLM, RewardModelAnnotator
 from lit_align.cli import main
+from lit_align.cli.agree_options import agree_parser
+from lit_align.cli.agree_table import WORDS
 from lit_align.data import DemonstrationDataModule, JsonlPrompts, ListPrompts
 from lit_align.models import CausalPolicy
 from tests.annotators.worlds import rollouts
@@ -139,7 +141,7 @@ def run_commands(page: Path) -> None:
 def parse(command: list[str]) -> None:
     """The command's files exist and fit together; nothing is built."""
     with pytest.raises(SystemExit) as exit_:
-        main([*command, "--help" if command[0] == "quickstart" else "--print_config"])
+        main([*command, "--help" if command[0] in ("agree", "quickstart") else "--print_config"])
     assert exit_.value.code == 0, command
 
 
@@ -188,6 +190,34 @@ def test_what_the_page_on_anchors_tells_to_run_runs(folder: Path) -> None:
     write_files(folder, page)
     run_commands(page)
     assert all(len(plotted(folder / "runs" / name).Scalars("train/loss")) == 2 for name in ("rounds", "mean"))
+
+
+def test_what_the_page_on_trust_tells_to_run_runs(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def likes_the_last(judge: LocalLM, prompts: Sequence[Any], options: Sequence[str]) -> torch.Tensor:
+        return torch.arange(1.0, len(options) + 1).log_softmax(-1).expand(len(prompts), -1)
+
+    monkeypatch.setattr(LocalLM, "option_logps", likes_the_last)
+    write_tiny(folder / "my-judge")
+    page = ROOT / "docs" / "trust.md"
+    write_files(folder, page)
+    for command in commands(page):
+        if not any("$LIT_ALIGN_DATA" in argument for argument in command):  # those are run on the real data
+            main(command)
+    report = json.loads(Path("agreement.json").read_text(encoding="utf-8"))["report"]
+    assert report["pairs"] == 4
+    assert report["measures"]["first_place"]["value"] == 0
+    assert Path("agreement.png").is_file()
+    assert "Pair by pair, on 3 pairs of 3 prompts" in capsys.readouterr().out
+
+
+def test_the_page_on_trust_has_every_measure_and_option() -> None:
+    text = (ROOT / "docs" / "trust.md").read_text(encoding="utf-8")
+    listed = dict(re.findall(r"^\| ([^|`]+) \| `(\w+)` \|", text, re.MULTILINE))
+    assert {name: words for words, name in listed.items()} == WORDS
+    offered = {option for action in agree_parser(add_help=False)._actions for option in action.option_strings}
+    assert offered - set(re.findall(r"`(--\w+)", text)) == {"--seed"}
 
 
 def test_the_commands_of_the_log_can_be_parsed(folder: Path) -> None:

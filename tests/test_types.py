@@ -33,6 +33,7 @@ def full(batch: AlignmentBatch) -> AlignmentBatch:
     per_response = torch.arange(6.0).view(3, 2)
     preferences = torch.arange(12.0).view(3, 2, 2)
     made = {"advantages": per_response, "weights": -per_response, "targets": per_response + 1, "pairs": preferences / 12}
+    made |= {"source": torch.tensor([0, 1, 2]), "uniforms": torch.arange(3) / 3, "baselines": torch.arange(3.0)}
     counts = {"response_normaliser": torch.tensor(6.0), "token_normaliser": torch.tensor(12.0), "pair_normaliser": torch.tensor(5.0)}
     return replace(batch, preferences=preferences, reference_logps=batch.sampling_logps, **made, **counts, dropout_seed=3)
 
@@ -211,14 +212,25 @@ def test_records_and_prompts_are_values(batch: AlignmentBatch) -> None:
         EncodedPrompt(Prompt(1, "a"), (1,)).occurrence = 2  # type: ignore[misc]
 
 
-NEEDS = [Needs(), Needs(reference=True), Needs(on_policy=True), Needs(responses=4), Needs(True, True, 2), Needs(False, True, 3)]
+NEEDS = [
+    Needs(),
+    Needs(reference=True),
+    Needs(on_policy=True),
+    Needs(responses=4),
+    Needs(True, True, 2),
+    Needs(False, True, 3),
+    Needs(self_labels=True),
+]
 
 
 @pytest.mark.parametrize("one", NEEDS)
 @pytest.mark.parametrize("other", NEEDS)
 def test_needs_are_united(one: Needs, other: Needs) -> None:
     both = one | other
-    assert both == Needs(one.reference or other.reference, one.on_policy or other.on_policy, max(one.responses, other.responses))
+    labels = one.self_labels or other.self_labels
+    assert both == Needs(
+        one.reference or other.reference, one.on_policy or other.on_policy, max(one.responses, other.responses), self_labels=labels
+    )
     assert isinstance(both.reference, bool)
 
 
@@ -232,7 +244,7 @@ class Stub(Policy):
         self.frozen.eval()
         self.frozen[1].train()
 
-    def forward(self, batch) -> PolicyOutput:
+    def forward(self, batch, vocabulary=False) -> PolicyOutput:
         raise NotImplementedError
 
     def next_token_logits(self, tokens, mask, cache=None):

@@ -19,6 +19,7 @@ from lit_align.algorithms.reinforce_pp import ReinforcePP
 from lit_align.algorithms.reward_losses import BradleyTerry, PlackettLuce, RewardLoss
 from lit_align.algorithms.reward_model import RewardModel
 from lit_align.algorithms.rloo import RLOO
+from lit_align.algorithms.sail import SAIL
 from lit_align.algorithms.scales import AdvantageScale, BatchStd, FixedScale, ReferenceStd, RunningMax
 from lit_align.algorithms.sft import SFT
 from lit_align.algorithms.simpo import SimPO
@@ -38,6 +39,7 @@ __all__ = [
     "KTO",
     "ORPO",
     "RLOO",
+    "SAIL",
     "SFT",
     "Above",
     "AdvantageScale",

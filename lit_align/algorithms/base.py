@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lit_align.algorithms.anchors import Anchor, Initial, check_checkpoint
+from lit_align.algorithms.exact_kl import read_with_kl
 from lit_align.algorithms.heldout import prediction_rows, sample_metrics, unlabelled_batch
 from lit_align.algorithms.reduction import counted, scattered, widened
 from lit_align.algorithms.stepping import OptimizerCallable, ScheduleCallable, SteppingModule
@@ -142,13 +143,16 @@ class AlignmentModule(SteppingModule):
         """Sampling log-probs in the precision that is trained in. In float32 the sampler's own are kept, after the first
         chunk of a process has shown that both see the same tokens at the same positions."""
         exact = self.trainer.precision == "32-true" and all(p.dtype == torch.float32 for p in self.policy.parameters())
-        if exact and self._sampler_checked:
+        sampled = batch.sampled.nonzero().squeeze(-1)
+        if not len(sampled) or (exact and self._sampler_checked):
             return batch
-        rows = torch.arange(len(batch.scores), device=batch.scores.device).split(chunk_prompts)
+        assert batch.sampling_logps is not None
+        rows = sampled.split(chunk_prompts)
         logps = [widened(self.policy(part := batch.rows(r)).token_logps, batch, part) for r in (rows[:1] if exact else rows)]
         if not exact:
-            return replace(batch, sampling_logps=torch.cat(logps))
-        gaps = (logps[0] - batch.sampling_logps[rows[0]]).abs()  # pyright: ignore[reportOptionalSubscript]
+            values = torch.cat(logps)
+            return replace(batch, sampling_logps=values.new_zeros(batch.response_mask.shape).index_copy(0, sampled, values))
+        gaps = (logps[0] - batch.sampling_logps[rows[0]]).abs()
         self._compare_with_sampler(gaps[batch.response_mask[rows[0]]])
         self._sampler_checked = True
         return batch
@@ -174,13 +178,17 @@ class AlignmentModule(SteppingModule):
         """What the policy says of the responses that the objective depends on: of K = 8, best against worst reads 2."""
         used = batch.used
         if used.all():
-            return self.policy(batch)
+            return self._forward(batch)
         rows, columns = used.nonzero(as_tuple=True)
         if not len(rows):  # sharded policies need every rank in every forward
             rows = columns = rows.new_zeros(1)
         single = batch.responses(rows, columns)
-        output: PolicyOutput = self.policy(single.rows(torch.arange(len(rows), device=rows.device)))
-        return PolicyOutput(token_logps=scattered(output.token_logps, rows, columns, batch))
+        output = self._forward(single.rows(torch.arange(len(rows), device=rows.device)))
+        return output.map_tensors(lambda tensor, _: scattered(tensor, rows, columns, batch))
+
+    def _forward(self, batch: AlignmentBatch) -> PolicyOutput:
+        direction = self.needs.kl
+        return read_with_kl(self.policy, self.reference, batch, direction) if direction else self.policy(batch)
 
     def _log_evaluation(self, stage: str, batch: Samples | AlignmentBatch) -> None:
         if isinstance(batch, Samples):

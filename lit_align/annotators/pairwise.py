@@ -16,7 +16,8 @@ OPTIONS = ("1", "2")
 
 @final
 class PairwiseJudge(Annotator):
-    """Asks which of two responses is better, in both orders, and keeps the average: ``preferences[b, i, j]`` is P(i beats j).
+    """Asks which of two responses is better, in both orders, and keeps the average: ``preferences[b, i, j]`` is P(i beats j),
+    ``seen_first[b, i, j]`` the same where i was shown first, so that ``p(i, j) = (f(i, j) + 1 - f(j, i)) / 2`` up to ties.
 
     A response's score is the mean of its row over the opponents that it met, in [0, 1]. Two questions per pair: K (K - 1) per prompt if
     all meet all.
@@ -56,7 +57,7 @@ class PairwiseJudge(Annotator):
         self.backend.close()
 
     def annotate(self, rollouts: Rollouts) -> Annotation:
-        """Preferences ``[B, K, K]``, scores and mass ``[B, K]`` on the CPU."""
+        """Preferences, averaged and as said in each order, ``[B, K, K]``, scores and mass ``[B, K]`` on the CPU."""
         b, k = rollouts.response_tokens.shape[:2]
         if k < 2:
             raise UserError(f"PairwiseJudge compares responses to the same prompt and needs at least 2, got responses_per_prompt = {k}.")
@@ -70,9 +71,15 @@ class PairwiseJudge(Annotator):
         asked = ~preferences.isnan()
         valid = asked.any(-1)
         scores = preferences.where(asked, 0.0).sum(-1) / asked.sum(-1).clamp(min=1)
+        said_first = logps.softmax(-1)[..., 0].where(enough, math.nan)  # that the one shown first is better, [2, B, pairs]
         average_mass = _matrix(k, first, second, mass.mean(0), mass.mean(0)).nanmean(-1)
         return Annotation(
-            scores=scores.float(), valid=valid, preferences=preferences.float(), mass=average_mass.float(), annotator_version=self.version
+            scores=scores.float(),
+            valid=valid,
+            preferences=preferences.float(),
+            seen_first=_matrix(k, first, second, said_first[0], said_first[1]).float(),
+            mass=average_mass.float(),
+            annotator_version=self.version,
         )
 
     def _pairs(self, k: int) -> list[tuple[int, int]]:

@@ -7,11 +7,13 @@ import os
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
+from importlib import import_module
 
 from lit_align import __version__
 
 TRAINER_COMMANDS = ("fit", "validate", "test", "predict")
-COMMANDS = (*TRAINER_COMMANDS, "check", "export", "quickstart", "completion")
+OWN_COMMANDS = ("check", "agree", "export", "judge", "mtbench", "plot", "completion")  # each a function in a module of its name
+COMMANDS = (*TRAINER_COMMANDS, *OWN_COMMANDS[:-1], "quickstart", "completion")
 HELP = """\
 usage: lit-align COMMAND [--config FILE ...] [--KEY VALUE ...]
 
@@ -20,7 +22,11 @@ usage: lit-align COMMAND [--config FILE ...] [--KEY VALUE ...]
   test         the same, for the final number
   predict      write answers to held-out prompts as JSONL
   check        try everything that fit would do, once, on one micro-batch; takes the arguments of fit
+  agree        how far a judge agrees with people: lit-align agree pairs.jsonl --human votes --ai gpt4
   export       write a run's policy as a Hugging Face folder: lit-align export runs/first
+  judge        compare answers of runs, models, files, datasets: lit-align judge runs/a runs/b --config judge.yaml
+  mtbench      have two-turn conversations graded from 1 to 10
+  plot         draw score against the root of KL: lit-align plot runs/a runs/b
   quickstart   a whole run on an embedded world, in minutes on a laptop
   completion   print a script by which bash or zsh completes commands, options and values
 
@@ -60,18 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _run(command: str, options: list[str]) -> None:
-    if command == "export":
-        from lit_align.cli.export import export
-
-        return export(options)
-    if command == "completion":
-        from lit_align.cli.completion import completion
-
-        return completion(options)
-    if command == "check":
-        from lit_align.cli.check import check
-
-        return check(options)
+    if command in OWN_COMMANDS:
+        return getattr(import_module(f"lit_align.cli.{command}"), command)(options)
     from lit_align.cli.trainer import run_trainer
 
     if command == "quickstart":

@@ -8,8 +8,12 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 
 from lit_align.cli import COMMANDS, TRAINER_COMMANDS
+from lit_align.cli.agree_options import agree_parser
 from lit_align.cli.export import export_parser
+from lit_align.cli.judge import judge_parser
+from lit_align.cli.mtbench import mtbench_parser
 from lit_align.cli.names import classes_in, options_of, parameters_of, public_name, subclasses
+from lit_align.cli.plot import plot_parser
 from lit_align.cli.trainer import AlignmentCLI, accept_final_classes, add_parts
 from lit_align.quickstart.run import quickstart_parser
 from lit_align.types import UserError
@@ -52,7 +56,15 @@ def _everything(file: Any) -> argparse.ArgumentParser:
     accept_final_classes()
     root = argparse.ArgumentParser("lit-align")
     commands = root.add_subparsers()
-    others = {"export": export_parser, "quickstart": quickstart_parser, "completion": completion_parser}
+    others = {
+        "agree": agree_parser,
+        "export": export_parser,
+        "judge": judge_parser,
+        "mtbench": mtbench_parser,
+        "plot": plot_parser,
+        "quickstart": quickstart_parser,
+        "completion": completion_parser,
+    }
     for name in COMMANDS:
         if name in others:
             commands.add_parser(name, help=name, parents=[others[name](add_help=False)])

@@ -1,11 +1,9 @@
 """What a run will ask for, told from its settings and from what one micro-batch has cost."""
 
 import warnings
-from typing import Any
 
 from lit_align.cli.trainer import AlignmentCLI
-from lit_align.data import Budget
-from lit_align.data.spend import Spend
+from lit_align.data import AlignmentDataModule, SamplingDataModule
 
 
 def forecast(cli: AlignmentCLI, labelled: int) -> list[str]:
@@ -28,13 +26,12 @@ def forecast(cli: AlignmentCLI, labelled: int) -> list[str]:
         return [*lines, *_prices(data, labelled, each, "a rollout")]
     read = f"({prompts} + {extra} extra)" if extra else prompts
     lines.append(f"Labels: at most {rollouts * each:,} ({rollouts:,} rollouts x {read} prompts x {k} responses).")
-    return [*lines, *_prices(data, labelled, rollouts * each, "the run"), *_limit(data.budget, data.spent, labelled, each, rollouts)]
+    return [*lines, *_prices(data, labelled, rollouts * each, "the run"), *_limit(data, labelled, each, rollouts)]
 
 
-def _prices(data: Any, labelled: int, labels: int, what: str) -> list[str]:
+def _prices(data: AlignmentDataModule, labelled: int, labels: int, what: str) -> list[str]:
     """What ``labels`` labels cost if each costs what one of the ``labelled`` ones did; nothing where nobody charges."""
-    spent: Spend = data.spent
-    if not spent.calls:
+    if not isinstance(data, SamplingDataModule) or not (spent := data.spent).calls:
         return []
     share = labels / labelled
     calls, read, written = (f"{number * share:,.0f}" for number in (spent.calls, spent.prompt_tokens, spent.completion_tokens))
@@ -42,10 +39,11 @@ def _prices(data: Any, labelled: int, labels: int, what: str) -> list[str]:
     return [f"Cost of {what}: about {calls} calls, {read} tokens read, {written} written; price: {money}."]
 
 
-def _limit(budget: Budget | None, spent: Spend, labelled: int, each: int, rollouts: int) -> list[str]:
+def _limit(data: AlignmentDataModule, labelled: int, each: int, rollouts: int) -> list[str]:
     """How far the budget goes, where that is less than the whole run."""
-    if budget is None:
+    if not isinstance(data, SamplingDataModule) or data.budget is None or not labelled:
         return []
+    budget, spent = data.budget, data.spent
     per_label = {
         "labels": (budget.labels, 1.0),
         "tokens": (budget.tokens, spent.tokens / labelled),

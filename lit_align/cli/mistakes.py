@@ -27,10 +27,13 @@ def explained(parser: ArgumentParser, arguments: Sequence[str], complaint: str) 
         sources = list(settings_of(arguments))
     except UserError as error:
         return error
+    return explained_in(parser, sources, complaint, _strays(arguments) if "unrecognized" in complaint else ())
+
+
+def explained_in(parser: ArgumentParser, sources: Sequence[Setting], complaint: str, strays: Iterable[str] = ()) -> UserError:
+    """The same of settings that have been read; ``strays`` are messages about words that belong to none."""
     search = _Search(parser, sources)
-    found = list(search.mistakes())
-    if "unrecognized" in complaint:
-        found += _strays(arguments)
+    found = [*search.mistakes(), *strays]
     if not found:
         found = search.gaps(complaint) or [_shortened(complaint)]
     return UserError("\n".join([*dict.fromkeys(found)][:SHOWN]))

@@ -4,8 +4,10 @@ from lit_align.data.answers import Answers, Completions, Demonstration, Labelled
 from lit_align.data.base import AlignmentDataModule
 from lit_align.data.budget import Budget
 from lit_align.data.demonstrations import DemonstrationDataModule
+from lit_align.data.mixed import MixedDataModule
 from lit_align.data.online import OnlineDataModule
 from lit_align.data.preferences import PreferenceDataModule
+from lit_align.data.sampling import SamplingDataModule
 from lit_align.data.sources import DatasetPrompts, DatasetStream, JsonlPrompts, JsonlStream, ListPrompts, MixedPrompts, ParquetPrompts
 from lit_align.data.spend import Price
 
@@ -22,6 +24,7 @@ __all__ = [
     "JsonlStream",
     "Labelled",
     "ListPrompts",
+    "MixedDataModule",
     "MixedPrompts",
     "OnlineDataModule",
     "Pair",
@@ -29,4 +32,5 @@ __all__ = [
     "PreferenceDataModule",
     "Price",
     "Ranked",
+    "SamplingDataModule",
 ]

@@ -73,6 +73,11 @@ class AlignmentDataModule(LightningDataModule, ABC):
 
     @property
     @abstractmethod
+    def samples(self) -> bool:
+        """Whether the policy answers while it trains, at least some prompts."""
+
+    @property
+    @abstractmethod
     def response_room(self) -> int:
         """Tokens of the context to keep free for the response."""
 
@@ -249,7 +254,7 @@ class AlignmentDataModule(LightningDataModule, ABC):
             raise UserError("GradientAccumulationScheduler would change which prompts share a step; set trainer.accumulate_grad_batches.")
         if trainer.reload_dataloaders_every_n_epochs != 1:
             raise UserError("Every epoch needs a new rollout: set trainer.reload_dataloaders_every_n_epochs to 1.")
-        if self.needs.on_policy and (self.inner_epochs > 1 or self.prompts_per_rollout > step):
+        if self.samples and self.needs.on_policy and (self.inner_epochs > 1 or self.prompts_per_rollout > step):
             raise UserError(
                 f"{type(self.aligner).__name__} as configured is right only for samples of exactly the policy being trained, but a "
                 f"rollout of {self.prompts_per_rollout} prompts makes {self.inner_epochs * self.prompts_per_rollout // step} optimizer "

@@ -1,6 +1,7 @@
 """What data modules share whose answers were written before the run."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import final
 
 import torch
@@ -55,6 +56,11 @@ class FixedDataModule(AlignmentDataModule, ABC):
         """
 
     @property
+    def samples(self) -> bool:
+        """Never."""
+        return False
+
+    @property
     def response_room(self) -> int:
         """The longest answer."""
         return self.max_response_tokens
@@ -68,10 +74,7 @@ class FixedDataModule(AlignmentDataModule, ABC):
                 "algorithm for fixed data, such as SFT or DPO."
             )
         for source in (self.prompts, self.eval_prompts):
-            for part in source.sources.values() if isinstance(source, MixedPrompts) else [source]:
-                if isinstance(part, IndexedPrompts):
-                    for prompt in part:
-                        self.answers_of(prompt)
+            require_answers(source, self.answers_of)
 
     @final
     def make_rollout(self, number: int, prompts: list[EncodedPrompt]) -> AlignmentBatch:
@@ -104,3 +107,11 @@ class FixedDataModule(AlignmentDataModule, ABC):
         model = self.aligner.text_model
         rows = [encoded(model, prompt, self.answers_of(prompt.prompt), self.max_response_tokens) for prompt in prompts]
         return packed(rows, model.pad_id, steps, at_least=self.aligner.needs.responses)
+
+
+def require_answers(source: PromptSource | None, answers_of: Callable[[Prompt], tuple[Answer, ...]]) -> None:
+    """Ask for the answers to every prompt that can be read before a run."""
+    for part in source.sources.values() if isinstance(source, MixedPrompts) else [source]:
+        if isinstance(part, IndexedPrompts):
+            for prompt in part:
+                answers_of(prompt)

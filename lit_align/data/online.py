@@ -2,39 +2,21 @@
 
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import final
 
 import torch
-from filelock import FileLock
 
-from lit_align.data.base import AlignmentDataModule, datasets_of
 from lit_align.data.budget import Budget
 from lit_align.data.collate import join
-from lit_align.data.costs import Costs
 from lit_align.data.dynamic import groups_with_spread
-from lit_align.data.journal import LabelJournal
-from lit_align.data.lock import lock_run
 from lit_align.data.pool import LongPrompts
-from lit_align.data.spend import Price, Spend
-from lit_align.functional.distributed import global_mean, global_std, global_sum
-from lit_align.metering import Meter, current_meter, metered
-from lit_align.types import (
-    AlignmentBatch,
-    Annotation,
-    Annotator,
-    EncodedPrompt,
-    PromptSource,
-    Rollouts,
-    Sampler,
-    Samples,
-    Stream,
-    UserError,
-)
+from lit_align.data.sampling import Chunks, SamplingDataModule
+from lit_align.data.spend import Price
+from lit_align.types import AlignmentBatch, Annotation, Annotator, EncodedPrompt, PromptSource, Sampler, Stream, UserError
 
 
 @final
-class OnlineDataModule(AlignmentDataModule):
+class OnlineDataModule(SamplingDataModule):
     """Every epoch is a rollout of the policy as it is now, labelled by ``annotator``.
 
     Args:
@@ -58,9 +40,6 @@ class OnlineDataModule(AlignmentDataModule):
         seed: of the order of prompts, of sampling and of dropout.
         prices: of the models that annotators ask, by name.
         budget: what may be used for labels.
-
-    Attributes:
-        spent: what the labels of the latest rollout cost, on all ranks.
     """
 
     def __init__(
@@ -86,56 +65,53 @@ class OnlineDataModule(AlignmentDataModule):
         budget: Budget | None = None,
     ) -> None:
         super().__init__(
-            prompts, eval_prompts, prompts_per_rollout, micro_batch_prompts, inner_epochs, max_prompt_tokens, long_prompts, seed
+            prompts,
+            sampler,
+            annotator,
+            eval_prompts,
+            eval_annotator,
+            prompts_per_rollout,
+            responses_per_prompt,
+            micro_batch_prompts,
+            inner_epochs,
+            missing_eos_penalty,
+            chunk_prompts,
+            eval_responses_per_prompt,
+            eval_sampler,
+            max_prompt_tokens,
+            long_prompts,
+            seed,
+            prices,
+            budget,
         )
-        self.sampler, self.annotator, self.eval_annotator = sampler, annotator, eval_annotator
-        self.responses_per_prompt, self.eval_responses_per_prompt = responses_per_prompt, eval_responses_per_prompt
-        self.eval_sampler = sampler if eval_sampler is None else eval_sampler
-        self.missing_eos_penalty, self.chunk_prompts = missing_eos_penalty, chunk_prompts
         self.max_extra_prompts = max_extra_prompts
-        self.prices, self.budget, self.spent = prices or {}, budget, Spend()
-        self._journal: LabelJournal | None = None
-        self._costs: Costs | None = None
-        self._lock: FileLock | None = None  # on the first rank
 
     @property
-    def response_room(self) -> int:
-        """The longest response."""
-        return max(self.sampler.max_new_tokens, self.eval_sampler.max_new_tokens)
+    def samples(self) -> bool:
+        """Every answer."""
+        return True
 
-    def on_setup(self, stage: str) -> None:
-        """Wake the annotators; open the journal of a folder where no other run lives."""
-        device = self._trainer.strategy.root_device
-        if stage == "fit":
-            if self.responses_per_prompt < self.needs.responses:
-                raise UserError(
-                    f"{type(self.aligner).__name__} as configured compares the responses to a prompt and needs at least "
-                    f"{self.needs.responses} of them, got responses_per_prompt = {self.responses_per_prompt}. Raise it, or choose a "
-                    "baseline over the batch (for DAR: `baseline: lit_align.algorithms.BatchMean` with `weighting: ClippedWeights`)."
-                )
-            if self.max_extra_prompts < 0 or (self.max_extra_prompts and self.responses_per_prompt < 2):
-                raise UserError(
-                    f"max_extra_prompts should be 0 or, with at least 2 responses to a prompt that may score differently, positive, got "
-                    f"{self.max_extra_prompts} and responses_per_prompt = {self.responses_per_prompt}. Set it to 0, or raise the latter."
-                )
-            self.annotator.setup(device)
-            if self._trainer.is_global_zero:
-                self._lock = lock_run(Path(self._trainer.default_root_dir))
-            self._trainer.strategy.barrier()  # nobody reads or mends the journal of a run that goes on
-            self._journal = LabelJournal(Path(self._trainer.default_root_dir) / "journal", self._trainer.global_rank)
-            self._costs = Costs(self._trainer, self._journal, self.prices, self.budget)
-            self._trainer.strategy.barrier()  # every rank has read the files of all before anyone appends
-        if self.eval_annotator is not None and self.eval_prompts is not None:
-            self.eval_annotator.setup(device)
+    def check_fit(self) -> None:
+        """Refuse a search among groups that can't have spread."""
+        if self.max_extra_prompts < 0 or (self.max_extra_prompts and self.responses_per_prompt < 2):
+            raise UserError(
+                f"max_extra_prompts should be 0 or, with at least 2 responses to a prompt that may score differently, positive, got "
+                f"{self.max_extra_prompts} and responses_per_prompt = {self.responses_per_prompt}. Set it to 0, or raise the latter."
+            )
+
+    @property
+    def most(self) -> int:
+        """Prompts of a rollout on all ranks, those that a search may add included."""
+        return self.prompts_per_rollout + self.max_extra_prompts
 
     def make_rollout(self, number: int, prompts: list[EncodedPrompt]) -> AlignmentBatch:
         """Sample and annotate chunk by chunk, then let the algorithm prepare the whole."""
         stream, chunks, device = Stream(self.seed, "train", number), [], self._trainer.strategy.root_device
-        with metered(self._begin(stream, len(prompts))), self._trainer.precision_plugin.forward_context(), self.aligner.policy.inference():
-            said = self._label(prompts, stream, chunks)
+        with self.begin(stream, len(prompts), self.most), self._trainer.precision_plugin.forward_context(), self.aligner.policy.inference():
+            said = self.label(prompts, stream, chunks, self.annotator)
             kept = self._search(said, stream, chunks) if self.max_extra_prompts else range(len(prompts))
             rollouts, annotation = join([r for r, _ in chunks]), join([a for _, a in chunks]).to(device)
-            self._report(number, rollouts, annotation)
+            self.report(number, annotation, rollouts.finished, rollouts.response_mask.sum(-1), [p.dataset for p in rollouts.prompts])
             rollouts, annotation = rollouts.rows(kept), annotation.rows(kept)
             batch = AlignmentBatch.of(rollouts, annotation, torch.arange(len(prompts)) // self._step_rows)
             batch = replace(batch, scores=batch.scores - self.missing_eos_penalty * (~batch.finished & batch.valid).float())
@@ -143,107 +119,10 @@ class OnlineDataModule(AlignmentDataModule):
         self.tell("end", rollouts, annotation, batch, diagnostics)
         return batch.to("cpu")
 
-    def _begin(self, stream: Stream, prompts: int) -> Meter:
-        """Who is told what a rollout costs, if the budget has room for it; then callbacks hear that it starts."""
-        k = self.responses_per_prompt
-        meter = self.costs.admit(stream, (self.prompts_per_rollout + self.max_extra_prompts) * k)
-        self.tell("start", stream.rollout, prompts * k)
-        return meter
-
-    def _label(self, prompts: list[EncodedPrompt], stream: Stream, chunks: list[tuple[Rollouts, Annotation]]) -> Annotation:
-        """Answer and annotate, adding to ``chunks``; what was said of these prompts."""
-        k, earlier = self.responses_per_prompt, len(chunks)
-        done = sum(len(rollouts.prompts) for rollouts, _ in chunks) * k
-        for start in range(0, len(prompts), self.chunk_prompts):
-            rollouts = self.sampler.sample(self.aligner.policy, prompts[start : start + self.chunk_prompts], k, stream)
-            sampled = done + len(rollouts.prompts) * k
-            self.tell("progress", sampled, done)
-            chunks.append((rollouts, self.journal.annotate(self.annotator, rollouts, stream)))
-            self.tell("progress", sampled, sampled)
-            done = sampled
-        return join([annotation for _, annotation in chunks[earlier:]])
-
-    def _search(self, said: Annotation, stream: Stream, chunks: list[tuple[Rollouts, Annotation]]) -> list[int]:
+    def _search(self, said: Annotation, stream: Stream, chunks: Chunks) -> list[int]:
         """Label further prompts for those whose responses all score the same; which of all groups to train on."""
         device, total, budget = self._trainer.strategy.root_device, self.prompts_per_rollout, self.max_extra_prompts
-        label = partial(self._label, stream=stream, chunks=chunks)
+        label = partial(self.label, stream=stream, chunks=chunks, annotator=self.annotator)
         kept, metrics = groups_with_spread(said, self.rank_rows, total, budget, self.draw, label, device)
         self.aligner.log_rollout(metrics)
         return kept
-
-    def evaluation_batch(self, prompts: list[EncodedPrompt]) -> Samples:
-        """Answers drawn with the same noise at every evaluation, so that differences are the policy's."""
-        policy = self.aligner.policy
-        with self._trainer.precision_plugin.forward_context(), policy.inference():
-            rollouts = self.eval_sampler.sample(policy, prompts, self.eval_responses_per_prompt, Stream(self.seed, "eval", 0))
-        with metered(current_meter() if self._costs is None else self._costs.ledger):
-            annotation = self.eval_annotator.annotate(rollouts) if self.eval_annotator is not None else None
-        return Samples(rollouts, annotation, datasets_of(self.eval_prompts))
-
-    @property
-    def evaluation_chunk(self) -> int:
-        """As while training."""
-        return self.chunk_prompts
-
-    def teardown(self, stage: str) -> None:
-        """Close journal and annotators; leave the folder to others."""
-        if self._journal is not None:
-            self._journal.close()
-            self._journal = None
-            self.annotator.close()
-        if self._costs is not None:
-            self._costs.close()
-            self._costs = None
-        if self._lock is not None:
-            self._lock.release()
-            self._lock = None
-        if self.eval_annotator is not None:
-            self.eval_annotator.close()
-
-    def on_exception(self, exception: BaseException) -> None:
-        """Lightning calls no ``teardown`` then."""
-        self.teardown("fit")
-
-    @property
-    def journal(self) -> LabelJournal:
-        """The labels of this run; open from ``setup`` to ``teardown`` of a fit."""
-        if self._journal is None:
-            raise RuntimeError("The journal is open only while fitting.")
-        return self._journal
-
-    @property
-    def costs(self) -> Costs:
-        """What is spent on labels; open as long as the journal."""
-        if self._costs is None:
-            raise RuntimeError("Costs are counted only while fitting.")
-        return self._costs
-
-    def _report(self, number: int, rollouts: Rollouts, annotation: Annotation) -> None:
-        """Log what was sampled and said; stop where nothing could be labelled."""
-        valid = annotation.valid
-        asked, scored = global_sum(torch.tensor([valid.numel(), int(valid.sum())], device=valid.device)).tolist()
-        if not scored:
-            raise UserError(
-                f"The annotator gave no valid score for any of the {asked} responses of rollout {number}: there is nothing to learn "
-                "from. Its first failure is in the warnings above; try it on one prompt by hand."
-            )
-        everything = torch.ones_like(rollouts.finished)
-        self.aligner.log_rollout(
-            {
-                "reward/mean": global_mean(annotation.scores, valid),
-                "reward/std": global_std(annotation.scores, valid),
-                "response/length": global_mean(rollouts.response_mask.sum(-1).float(), everything),
-                "response/finished": global_mean(rollouts.finished.float(), everything),
-                "labels/used": self.costs.labels_used(),
-                "labels/invalid": asked - scored,
-            }
-        )
-        self.spent, costs = self.costs.report(number)
-        self.aligner.log_rollout(costs)
-        if annotation.mass is not None:
-            known = annotation.mass.isfinite()
-            self.aligner.log_rollout({"labels/option_mass": global_mean(annotation.mass.where(known, 0.0), known)})
-        for name in datasets_of(self.prompts):
-            of_it = valid & torch.tensor([[prompt.dataset == name] for prompt in rollouts.prompts], device=valid.device)
-            if global_sum(of_it.sum()):  # the same everywhere: what nobody scored is left out
-                self.aligner.log_rollout({f"reward/{name}": global_mean(annotation.scores, of_it)})

@@ -14,11 +14,20 @@ class PreferenceDataModule(FixedDataModule):
 
     def answers_of(self, prompt: Prompt) -> tuple[Answer, ...]:
         """All of them."""
-        if not prompt.answers:
-            raise UserError(
-                "Fixed data need an answer to every prompt: 'chosen' and 'rejected', 'responses' and 'scores', 'completions', 'completion' "
-                "and 'label', 'completion', or a conversation that ends with the assistant's turn. "
-                f"But beside {str(prompt.content)[:60]!r} there is {listed(prompt.meta)}. Say where the answers "
-                "are: `answers` of the prompt source."
-            )
-        return prompt.answers
+        return given_answers(prompt)
+
+
+def given_answers(prompt: Prompt) -> tuple[Answer, ...]:
+    """The answers that the data have to a prompt.
+
+    Raises:
+        UserError: if there is none.
+    """
+    if not prompt.answers:
+        raise UserError(
+            "Fixed data need an answer to every prompt: 'chosen' and 'rejected', 'responses' and 'scores', 'completions', 'completion' "
+            "and 'label', 'completion', or a conversation that ends with the assistant's turn. "
+            f"But beside {str(prompt.content)[:60]!r} there is {listed(prompt.meta)}. Say where the answers "
+            "are: `answers` of the prompt source."
+        )
+    return prompt.answers

@@ -7,7 +7,8 @@ from typing import final
 import torch
 from torch import Tensor
 
-RESAMPLES_AT_ONCE = 100  # bounds memory; the draws are the same for any value
+from lit_align.evaluation.bootstrap import bootstrap_interval, check_settings, summed_by_prompt
+from lit_align.evaluation.logistic import normal_quantile
 
 
 @final
@@ -61,24 +62,54 @@ def win_rate(
     >>> win_rate(torch.ones(20), torch.zeros(20))
     WinRate(value=1.0, low=0.83887..., high=1.0, ties=0.0, n=20)
     """
-    if not 0 < level < 1:
-        raise ValueError(f"level must lie between 0 and 1, such as 0.95, got {level}.")
-    if resamples < 1:
-        raise ValueError(f"resamples must be at least 1, got {resamples}.")
+    check_settings(level, resamples)
     scores, rivals, counted = _pairs(scores, rival_scores, valid)
-    ties = (scores == rivals) & counted
-    credit = ((scores > rivals) & counted).double() + ties.double() / 2  # [B, K]
-    pairs = counted.sum(-1)  # [B]
-    n = int(pairs.sum())
+    verdicts = (scores > rivals).double() + (scores == rivals).double() / 2  # [B, K]
+    prompts = torch.arange(len(counted)).unsqueeze(-1).expand_as(counted)
+    return verdict_rate(verdicts[counted], prompts[counted], level=level, resamples=resamples, seed=seed)
+
+
+def verdict_rate(verdicts: Tensor, prompts: Tensor, *, level: float = 0.95, resamples: int = 2000, seed: int = 0) -> WinRate:
+    """`win_rate` of verdicts that are known: their mean, and its interval.
+
+    Args:
+        verdicts: 1 for a win, 0 for a loss, 1/2 for a tie, or a probability of winning, ``[N]``. Exactly 1/2 counts among ``ties``.
+        prompts: a number for the prompt that each is about, ``[N]``; verdicts about the same prompt are drawn together.
+        level, resamples, seed: see `win_rate`.
+
+    Raises:
+        ValueError: if a verdict is no probability, shapes do not fit, or ``level`` or ``resamples`` is out of range.
+
+    >>> verdict_rate(torch.tensor([1.0, 0.5, 0.75, 0.0]), torch.tensor([7, 7, 8, 9])).value
+    0.5625
+    """
+    check_settings(level, resamples)
+    check_verdicts(verdicts, prompts)
+    n = len(verdicts)
     if n == 0:
         return WinRate(value=0.5, low=0.0, high=1.0, ties=0.0, n=0)
-    credit, pairs = credit.sum(-1)[pairs > 0], pairs[pairs > 0].double()  # [prompts]
+    wide, numbers = verdicts.double(), prompts.unique(return_inverse=True)[1]
+    credit, pairs = summed_by_prompt(wide, numbers), summed_by_prompt(torch.ones_like(wide), numbers)  # [prompts]
     value = float(credit.sum() / n)
     if bool((credit / pairs == credit[0] / pairs[0]).all()):
-        low, high = _wilson(value, len(pairs), level)
+        low, high = wilson(value, len(pairs), level)
     else:
-        low, high = _bootstrap(credit, pairs, level, resamples, seed)
-    return WinRate(value=value, low=low, high=high, ties=int(ties.sum()) / n, n=n)
+        ends = bootstrap_interval(lambda drawn: (drawn @ credit) / (drawn @ pairs), len(pairs), level=level, resamples=resamples, seed=seed)
+        low, high = map(float, ends)
+    return WinRate(value=value, low=low, high=high, ties=float((wide == 0.5).double().mean()), n=n)
+
+
+def check_verdicts(verdicts: Tensor, *others: Tensor) -> None:
+    """Refuse what are no verdicts, one per row.
+
+    Raises:
+        ValueError: if ``verdicts`` are not ``[N]`` probabilities, or ``others`` not as many.
+    """
+    if verdicts.dim() != 1 or any(other.shape != verdicts.shape for other in others):
+        shapes = " and ".join(str(tuple(t.shape)) for t in (verdicts, *others))
+        raise ValueError(f"Verdicts and what is known of each should be [N] all, got {shapes}.")
+    if not bool(((verdicts >= 0) & (verdicts <= 1)).all()):
+        raise ValueError("Verdicts should be probabilities, from 0 to 1; leave those out that are not valid.")
 
 
 def _pairs(scores: Tensor, rival_scores: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -102,22 +133,9 @@ def _pairs(scores: Tensor, rival_scores: Tensor, valid: Tensor | None) -> tuple[
     return scores, rivals, counted
 
 
-def _bootstrap(credit: Tensor, pairs: Tensor, level: float, resamples: int, seed: int) -> tuple[float, float]:
-    """Percentile interval of ``sum credit / sum pairs`` over draws of prompts with replacement; ``[prompts]`` each."""
-    generator = torch.Generator().manual_seed(seed)
-    rates = []
-    for start in range(0, resamples, RESAMPLES_AT_ONCE):
-        size = (min(RESAMPLES_AT_ONCE, resamples - start), len(pairs))
-        drawn = torch.randint(len(pairs), size, generator=generator)
-        rates.append(credit[drawn].sum(-1) / pairs[drawn].sum(-1))
-    tail = (1 - level) / 2
-    low, high = torch.cat(rates).quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
-    return low, high
-
-
-def _wilson(value: float, n: int, level: float) -> tuple[float, float]:
+def wilson(value: float, n: int, level: float) -> tuple[float, float]:
     """The rates that would not make a mean of ``value`` over ``n`` independent prompts surprising (Wilson, 1927)."""
-    z2 = 2 * float(torch.erfinv(torch.tensor(level, dtype=torch.float64))) ** 2
+    z2 = normal_quantile(level) ** 2
     centre = (value + z2 / (2 * n)) / (1 + z2 / n)
     half = math.sqrt(z2 * (value * (1 - value) / n + z2 / (4 * n * n))) / (1 + z2 / n)
     return max(centre - half, 0.0), min(centre + half, 1.0)

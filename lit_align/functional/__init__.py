@@ -14,7 +14,7 @@ from lit_align.functional.dar import (
 from lit_align.functional.distributed import global_mean, global_std, global_sum
 from lit_align.functional.divergences import kl_from_logits, kl_k1, kl_k2, kl_k3
 from lit_align.functional.gradients import squared_norm_share
-from lit_align.functional.logprobs import response_logps, token_logps
+from lit_align.functional.logprobs import response_logps, token_logps, vocabulary_logps
 from lit_align.functional.pairs import all_pairs_from_preferences, all_pairs_from_scores, best_versus_worst, bradley_terry, same_tokens
 from lit_align.functional.policy_gradient import (
     cispo_surrogate,
@@ -38,12 +38,14 @@ from lit_align.functional.preference import (
     slic_loss,
 )
 from lit_align.functional.reward_model import bradley_terry_loss, plackett_luce_loss, smoothed_labels
+from lit_align.functional.sail import answer_law_loss, label_law_loss, leave_row_out, own_labels
 from lit_align.functional.verdicts import centred_score, expected_score, swap_averaged
 
 __all__ = [
     "all_pairs_from_preferences",
     "all_pairs_from_scores",
     "alpha_divergence",
+    "answer_law_loss",
     "best_versus_worst",
     "bradley_terry",
     "bradley_terry_loss",
@@ -76,10 +78,13 @@ __all__ = [
     "kl_k3",
     "kl_to_go",
     "kto_loss",
+    "label_law_loss",
     "leave_one_out",
+    "leave_row_out",
     "log_odds",
     "mean_per_response",
     "overlong_penalty",
+    "own_labels",
     "plackett_luce_loss",
     "response_logps",
     "reverse_kl",
@@ -92,5 +97,6 @@ __all__ = [
     "sum_over",
     "swap_averaged",
     "token_logps",
+    "vocabulary_logps",
     "within_group_variance",
 ]

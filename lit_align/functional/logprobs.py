@@ -9,6 +9,20 @@ def full_precision(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
+def vocabulary_logps(logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """Log-probs of every token that could come next, from logits ``[..., V]`` of any float dtype to nats ``[..., V]``.
+
+    Raises:
+        ValueError: if ``temperature`` is not positive (greedy decoding has no log-probabilities).
+
+    >>> vocabulary_logps(torch.tensor([3.0, 1.0]).log()).exp()
+    tensor([0.7500, 0.2500])
+    """
+    if not temperature > 0:
+        raise ValueError(f"temperature must be positive, got {temperature}.")
+    return (full_precision(logits) / temperature).log_softmax(-1)
+
+
 def token_logps(logits: Tensor, tokens: Tensor, temperature: float = 1.0) -> Tensor:
     r"""How likely the policy found each token that was drawn.
 
@@ -26,22 +40,20 @@ def token_logps(logits: Tensor, tokens: Tensor, temperature: float = 1.0) -> Ten
         Nats, never positive up to rounding, float32 (float64 for float64 logits), ``[...]``.
 
     Raises:
-        ValueError: if the shapes do not match, or ``temperature`` is not positive (greedy decoding has no log-probabilities).
+        ValueError: if the shapes do not match, or ``temperature`` is not positive.
 
     >>> token_logps(torch.tensor([[0.0, 0.0, 0.0, 0.0]]), torch.tensor([2])).exp()
     tensor([0.2500])
     >>> token_logps(torch.tensor([[2.0, 0.0]]).log(), torch.tensor([0]), temperature=0.5).exp()  # never drawn otherwise
     tensor([1.])
     """
-    if not temperature > 0:
-        raise ValueError(f"temperature must be positive, got {temperature}.")
     if logits.shape[:-1] != tokens.shape:  # gather alone would accept fewer tokens than rows, and misalign them
         raise ValueError(
             f"There must be one row of logits for every token: logits [..., V] are {tuple(logits.shape)}, tokens [...] are "
             f"{tuple(tokens.shape)}. Drop the last row of logits and the first token of the sequence before the call."
         )
     # Not gather - logsumexp: the difference of two large numbers would lose what all logits have in common.
-    return (full_precision(logits) / temperature).log_softmax(-1).gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+    return vocabulary_logps(logits, temperature).gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
 
 
 def response_logps(token_logps: Tensor, mask: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from lit_align.functional.logprobs import token_logps
+from lit_align.functional.logprobs import token_logps, vocabulary_logps
 from lit_align.models.chat import check_options, render
 from lit_align.models.loading import DType, checkpoint_activations, load_causal, load_tokenizer
 from lit_align.models.lora import LoRA, add_adapter, checkpoint_adapter_only, merge_into
@@ -83,7 +83,7 @@ class CausalPolicy(Policy):
         if gradient_checkpointing:
             checkpoint_activations(self.model)
 
-    def forward(self, batch: AlignmentBatch | Rollouts) -> PolicyOutput:
+    def forward(self, batch: AlignmentBatch | Rollouts, vocabulary: bool = False) -> PolicyOutput:
         """One row per response, prompt padded on the left and response on the right; the head reads response positions only."""
         b, k, t = batch.response_tokens.shape
         prompts, prompt_mask = batch.prompt_tokens.repeat_interleave(k, 0), batch.prompt_mask.repeat_interleave(k, 0)  # [B*K, P]
@@ -91,7 +91,9 @@ class CausalPolicy(Policy):
         mask = torch.cat([prompt_mask, response_mask], 1)
         # The last token predicts nothing that is scored, so it is not read.
         logits = self._logits(torch.cat([prompts, responses], 1)[:, :-1], mask[:, :-1], keep=t)  # [B*K, T, V]
-        return PolicyOutput(token_logps=token_logps(logits, responses, self.temperature).view(b, k, t))
+        said = token_logps(logits, responses, self.temperature).view(b, k, t)
+        table = vocabulary_logps(logits, self.temperature).view(b, k, t, -1) if vocabulary else None
+        return PolicyOutput(token_logps=said, vocabulary_logps=table)
 
     def next_token_logits(self, tokens: Tensor, mask: Tensor, cache: Any = None) -> tuple[Tensor, Any]:
         """See `Policy.next_token_logits`; the cache is a ``transformers.DynamicCache``."""

@@ -28,17 +28,22 @@ class FrozenReference(Reference):
     def __init__(self, policy: Policy, offload: bool = False) -> None:
         self.policy, self.offload = policy.eval().requires_grad_(False), offload
 
-    @torch.no_grad()
     def token_logps(self, batch: AlignmentBatch) -> Tensor:
         """``log pi_ref`` of every response token in float32, ``[B, K, T]``; 0 outside the response."""
+        return self._read(batch).token_logps.where(batch.response_mask, 0.0)
+
+    def vocabulary_logps(self, batch: AlignmentBatch) -> Tensor:
+        """See `Reference.vocabulary_logps`."""
+        return _table(self._read(batch, vocabulary=True))
+
+    @torch.no_grad()
+    def _read(self, batch: AlignmentBatch, vocabulary: bool = False) -> PolicyOutput:
         device = batch.response_tokens.device
-        if self.offload:
-            self.policy.to("cpu")  # whoever sampled from it may have moved it
-            tensors = {name: tensor.to(device) for name, tensor in [*self.policy.named_parameters(), *self.policy.named_buffers()]}
-            output: PolicyOutput = functional_call(self.policy, tensors, (batch,))
-        else:
-            output = self.policy.to(device)(batch)
-        return output.token_logps.where(batch.response_mask, 0.0)
+        if not self.offload:
+            return self.policy.to(device)(batch, vocabulary)
+        self.policy.to("cpu")  # whoever sampled from it may have moved it
+        tensors = {name: tensor.to(device) for name, tensor in [*self.policy.named_parameters(), *self.policy.named_buffers()]}
+        return functional_call(self.policy, tensors, (batch, vocabulary))
 
 
 @final
@@ -51,7 +56,11 @@ class AdapterOffReference(Reference):
 
     def token_logps(self, batch: AlignmentBatch) -> Tensor:
         """``log pi_ref`` of every response token in float32, ``[B, K, T]``; 0 outside the response."""
-        return _scored(self.policy, batch)
+        return _scored(self.policy, batch).token_logps.where(batch.response_mask, 0.0)
+
+    def vocabulary_logps(self, batch: AlignmentBatch) -> Tensor:
+        """See `Reference.vocabulary_logps`."""
+        return _table(_scored(self.policy, batch, vocabulary=True))
 
 
 @final
@@ -68,7 +77,11 @@ class MovingReference(Reference):
 
     def token_logps(self, batch: AlignmentBatch) -> Tensor:
         """``log pi_ref`` of every response token in float32, ``[B, K, T]``; 0 outside the response."""
-        return _scored(self.policy, batch)
+        return _scored(self.policy, batch).token_logps.where(batch.response_mask, 0.0)
+
+    def vocabulary_logps(self, batch: AlignmentBatch) -> Tensor:
+        """See `Reference.vocabulary_logps`."""
+        return _table(_scored(self.policy, batch, vocabulary=True))
 
 
 @final
@@ -88,10 +101,10 @@ class ChangedPolicy(Policy):
         self.bos_id, self.pad_id, self.context_length = policy.bos_id, policy.pad_id, policy.context_length
 
     @torch.no_grad()
-    def forward(self, batch: AlignmentBatch | Rollouts) -> PolicyOutput:
+    def forward(self, batch: AlignmentBatch | Rollouts, vocabulary: bool = False) -> PolicyOutput:
         """Log-probs of the response tokens."""
         with self._change():
-            return self._policy(batch)
+            return self._policy(batch, vocabulary)
 
     @torch.no_grad()
     def next_token_logits(self, tokens: Tensor, mask: Tensor, cache: Any = None) -> tuple[Tensor, Any]:
@@ -125,6 +138,11 @@ class ChangedPolicy(Policy):
             self._policy.save(folder)
 
 
-def _scored(policy: Policy, batch: AlignmentBatch) -> Tensor:
+def _scored(policy: Policy, batch: AlignmentBatch, vocabulary: bool = False) -> PolicyOutput:
     with policy.inference():
-        return policy(batch).token_logps.where(batch.response_mask, 0.0)
+        return policy(batch, vocabulary)
+
+
+def _table(output: PolicyOutput) -> Tensor:
+    assert output.vocabulary_logps is not None
+    return output.vocabulary_logps

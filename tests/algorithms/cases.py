@@ -17,6 +17,7 @@ from lit_align.algorithms import (
     KTO,
     ORPO,
     RLOO,
+    SAIL,
     SFT,
     Above,
     AlignmentModule,
@@ -46,7 +47,7 @@ from lit_align.algorithms import (
     leave_one_out,
     token_mean,
 )
-from lit_align.types import Policy
+from lit_align.types import Policy, Source
 from tests.tiny import sgd
 
 
@@ -56,7 +57,8 @@ class Case:
 
     ``lone``: it trains on one response per prompt; every other is refused there. ``equal``, ``identical``: whether siblings of equal
     scores, or of the same tokens, still teach something while the policy is reference and sampler. ``judged``: it reads
-    preferences. ``demonstrated``: it imitates answers of score 1, which is then the best one's, and 0 the others'.
+    preferences. ``demonstrated``: it imitates answers of score 1, which is then the best one's, and 0 the others'. ``sources``: where the
+    answers to each prompt come from, if not all from one place.
     """
 
     kind: type[AlignmentModule]
@@ -66,6 +68,7 @@ class Case:
     identical: bool = False
     judged: bool = False
     demonstrated: bool = False
+    sources: tuple[Source, ...] = ()
 
     def module(self, policy: Policy, lr: float = 1e-2) -> AlignmentModule:
         """A new one, which descends the plain gradient."""
@@ -83,6 +86,7 @@ def compares(kind: type[AlignmentModule], judged: bool = False, **options: Any) 
 
 
 DAPO = {"surrogate": Clip(0.2, 0.28), "normaliser": token_mean, "beta": 0.0, "overlong": OverlongPenalty(longest=8, cache=4)}
+MIXED = (Source.FIXED, Source.RELABEL, Source.FRESH_ANNOTATED, Source.RELABEL, Source.FRESH_ANNOTATED)
 WIDE = {"alpha": 0.5, "beta": 1.5}
 CASES = {
     "sft": Case(SFT, lone=True, equal=True, identical=True, demonstrated=True),
@@ -117,5 +121,8 @@ CASES = {
     "simpo": compares(SimPO),
     "orpo": compares(ORPO),
     "inpo": compares(INPO, eta=0.3, tau=0.1, pairing=AllPairs()),
+    "sail": compares(SAIL, annotated_weight=1.0),
+    "sail mixed": Case(SAIL, sources=MIXED),
+    "sail with its price": compares(SAIL, reference_kl=0.1),
     "kto": imitates(KTO, lone=True, threshold=0.1, good_weight=1.3),
 }

@@ -92,6 +92,8 @@ class Driver:
             finished=torch.tensor([[not text.endswith(("~", "0")) for text in TEXTS[i][:k]] for i in range(prompts)]),
             optimizer_steps=torch.zeros(prompts, dtype=torch.long),
             preferences=preferences if case.judged else None,
+            source=torch.tensor(case.sources[:prompts]) if case.sources else None,
+            uniforms=torch.linspace(0.1, 0.4, prompts) if case.sources else None,
         )
 
     def plain(self, name: str, case: Case, k: int = 4) -> Step:

@@ -12,10 +12,13 @@ import torch
 import torch.multiprocessing as mp
 from lightning.pytorch.strategies import DDPStrategy
 
+from lit_align.data import MixedDataModule
+from lit_align.generation import CacheSampler
 from lit_align.models import CausalPolicy
 from lit_align.types import Annotation, Annotator, Prompt, Rollouts
 from tests.algorithms.cases import CASES
-from tests.tiny import write_tiny
+from tests.pairs import ListPairs
+from tests.tiny import PROMPTS, make_data, write_tiny
 from tests.wheel.harness import fit, patchy
 
 
@@ -48,16 +51,24 @@ def moved(policy: CausalPolicy) -> CausalPolicy:
     return policy
 
 
+def mixed(judge: Annotator, micro: int) -> MixedDataModule:
+    """Rows of all sources."""
+    rows = ListPairs([(prompt, ["ab", "ja d"], [1.0, 0.0]) for prompt in PROMPTS])
+    chances = {"relabel": 0.2, "fresh_self": 0.3, "fresh_annotated": 0.3}
+    sampler = CacheSampler(max_new_tokens=8)
+    return MixedDataModule(rows, sampler, judge, prompts_per_rollout=8, micro_batch_prompts=micro, max_response_tokens=10, **chances)
+
+
 def trained(name: str, model: str, folder: Path, ranks: int) -> dict[str, Any]:
     """Two rollouts of one optimizer step each, from a policy that has left its reference: the weights, and what was logged."""
     case, trainer = CASES[name], {"max_epochs": 2}
+    judge, micro = Judge(case.judged, case.demonstrated), 8 // ranks
     if ranks > 1:
         trainer |= {"strategy": DDPStrategy(process_group_backend="gloo"), "devices": ranks}
     module = case.module(moved(CausalPolicy(model)), lr=0.03)
     root = folder / f"{name.replace(' ', '-')}-{ranks}"
-    result = fit(
-        root, model, module=module, trainer=trainer, annotator=Judge(case.judged, case.demonstrated), micro_batch_prompts=8 // ranks
-    )
+    data = mixed(judge, micro) if case.sources else make_data(annotator=judge, micro_batch_prompts=micro)
+    result = fit(root, model, module=module, trainer=trainer, data=data)
     return {
         "weights": torch.cat([p.detach().flatten() for p in module.policy.parameters()]),
         "metrics": result.recorder.metrics,

@@ -53,12 +53,18 @@ class TablePolicy(Policy):
         """Of every response, ``[P, R]``."""
         return response_table(self).exp().detach()
 
-    def forward(self, batch: AlignmentBatch | Rollouts) -> PolicyOutput:
+    def forward(self, batch: AlignmentBatch | Rollouts, vocabulary: bool = False) -> PolicyOutput:
         prompts, tokens = batch.prompt_tokens[:, -1], batch.response_tokens  # [B], [B, K, T]
         first = self.first.log_softmax(-1)[prompts].gather(-1, tokens[..., 0])  # [B, K]
         before, index = (tokens[..., 0] - 1).clamp(min=0), prompts.unsqueeze(-1)
         second = self.second.log_softmax(-1)[index, before, tokens[..., -1]]  # some number where nothing follows
-        return PolicyOutput(token_logps=torch.stack([first, second], -1)[..., : tokens.shape[-1]])
+        said = torch.stack([first, second], -1)[..., : tokens.shape[-1]]
+        if not vocabulary:
+            return PolicyOutput(token_logps=said)
+        never = said.new_full((*tokens.shape[:2], 1), -torch.inf)  # token 2 in the second place
+        start = self.first.log_softmax(-1)[prompts].unsqueeze(1).expand(*tokens.shape[:2], -1)
+        after = torch.cat([self.second.log_softmax(-1)[index, before], never], -1)
+        return PolicyOutput(token_logps=said, vocabulary_logps=torch.stack([start, after], -2)[:, :, : tokens.shape[-1]])
 
     def make_reference(self) -> "TableReference":
         return TableReference(TablePolicy(self.start))
@@ -90,6 +96,12 @@ class TableReference(Reference):
     @torch.no_grad()
     def token_logps(self, batch: AlignmentBatch) -> Tensor:
         return self.policy(batch).token_logps.where(batch.response_mask, 0.0)
+
+    @torch.no_grad()
+    def vocabulary_logps(self, batch: AlignmentBatch) -> Tensor:
+        table = self.policy(batch, vocabulary=True).vocabulary_logps
+        assert table is not None
+        return table
 
 
 def response_table(policy: TablePolicy) -> Tensor:

@@ -154,6 +154,17 @@ def test_a_judge_of_places_alone_has_no_opinion(templates):
     assert (annotation.scores == 0.5).all()
 
 
+def test_what_was_said_in_each_order_is_kept(templates):
+    said = PairwiseJudge(Fake(lambda question: shorter_is_better(question, 1.5)), "pairwise.yaml").annotate(rollouts([["a", "bbb", "cc"]]))
+    assert said.preferences is not None
+    assert said.seen_first is not None
+    lengths = torch.tensor([1.0, 3.0, 2.0])
+    expected = torch.sigmoid(lengths.unsqueeze(0) - lengths.unsqueeze(1) - 1.5)  # the bias is against what is shown first
+    off = ~torch.eye(3, dtype=torch.bool)
+    torch.testing.assert_close(said.seen_first[0][off], expected[off], atol=1e-6, rtol=0)
+    torch.testing.assert_close(said.preferences, (said.seen_first + 1 - said.seen_first.mT) / 2, atol=1e-6, rtol=0, equal_nan=True)
+
+
 @pytest.mark.parametrize(("margin", "tie"), [(1e-3, False), (0.3, True), (0.0, False)])
 def test_a_tie_is_half(margin, tie, templates):
     p = PairwiseJudge(Fake(shorter_is_better), "pairwise.yaml", tie_margin=margin).annotate(rollouts([["a", "bb"]])).preferences
@@ -183,6 +194,7 @@ def test_one_refusal_unmakes_the_pair_only(templates):
         annotation = judge.annotate(rollouts([["a", "bbb", "cc"]]))
     missing = [[True, True, False], [True, True, False], [False, False, True]]
     assert annotation.preferences[0].isnan().tolist() == missing
+    assert annotation.seen_first[0].isnan().tolist() == [[True, False, False], [True, True, False], [False, False, True]]  # (bbb, a) alone
     assert annotation.valid.all()
     assert annotation.scores[0, 0].item() == pytest.approx(torch.sigmoid(torch.tensor(1.0)).item(), abs=1e-6)
     assert annotation.mass[0].tolist() == pytest.approx([0.8, 0.8, 1.0])

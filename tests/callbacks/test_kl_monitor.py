@@ -1,6 +1,7 @@
 """Divergence against a hand calculation, and a run that ends where it should."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 import callbacks.kl_monitor
 from callbacks import KLMonitor
-from lit_align.types import UserError
+from lit_align.types import Source, UserError
 from tests.callbacks.doubles import Module, Notes, copy_of, fit, make_rollout, make_stage, same
 from tests.tiny import make_dar, make_data
 
@@ -43,6 +44,19 @@ def test_with_one_response_each_the_error_is_the_usual_one(tmp_path):
 
 def test_tokens_that_the_policy_did_not_write_are_left_out(tmp_path):
     assert told(tmp_path, KLMonitor(), loss_mask=MASK)["kl/reference"] == pytest.approx((3 + 1 + 0) / 3)
+
+
+def test_answers_that_nobody_was_to_label_count_and_the_datas_do_not(tmp_path):
+    rollouts, annotation, batch = make_rollout(torch.zeros(2, 2), valid=torch.zeros(2, 2).bool(), logps=LOGPS, reference=REFERENCE)
+    batch = replace(batch, source=torch.tensor([Source.FRESH_SELF, Source.FRESH_ANNOTATED]), valid=torch.ones(2, 2).bool())
+    module, monitor, stage = Module(), KLMonitor(), make_stage(tmp_path)
+    monitor.on_rollout_end(stage, module, rollouts, annotation, batch, {})
+    assert module.logged["kl/reference"] == 2.0
+    monitor.on_train_epoch_start(stage, module)
+    batch = replace(batch, source=torch.tensor([Source.FIXED, Source.FRESH_ANNOTATED]))
+    monitor.on_train_batch_end(stage, module, {"logps": torch.tensor([[-30.0, -2.0], [-9.0, -6.0]])}, batch, 0)
+    monitor.on_train_epoch_end(stage, module)
+    assert stage.callback_metrics == {"kl/sampling": pytest.approx((1 + 1) / 2)}
 
 
 def test_one_prompt_has_no_error(tmp_path):

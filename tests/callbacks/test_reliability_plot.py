@@ -10,9 +10,9 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from callbacks import ReliabilityPlot
-from callbacks._drawing import DOT, EDGE, SIZE, reliability_diagram
 from callbacks.reliability_plot import binned
 from lit_align.algorithms import RewardModel
+from lit_align.evaluation.drawing import DOT, EDGE, SIZE, reliability_diagram
 from lit_align.models import RewardNetwork
 from lit_align.types import UserError
 from tests.pairs import Row, pair_data

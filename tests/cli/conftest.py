@@ -1,5 +1,6 @@
 """What a user has, and the shipped files."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -16,6 +17,9 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write_tiny(tmp_path / "my-model")
     write_prompts(tmp_path / "prompts.jsonl")
     write_prompts(tmp_path / "eval_prompts.jsonl", PROMPTS[:4])
+    for name in ("pairs.jsonl", "eval_pairs.jsonl"):
+        rows = [{"prompt": prompt, "chosen": "ha", "rejected": "jig"} for prompt in PROMPTS]
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     (tmp_path / "my_annotator.py").write_text(ANNOTATOR, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.path", [str(tmp_path), *sys.path])

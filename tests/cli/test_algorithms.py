@@ -26,12 +26,15 @@ SMALL = {  # what the published numbers are too large, or too small, for here; a
 }
 SAMPLED = {"data.init_args.sampler.init_args.max_new_tokens": "6"}
 FIXED = {"data.init_args.max_response_tokens": "6"}
+MIXED = SAMPLED | FIXED | {"data.init_args.fixed_passes": "null"}
+OF_DATA = {"OnlineDataModule": SAMPLED, "MixedDataModule": MIXED}
 DEMONSTRATIONS = [{"prompt": prompt, "response": response} for prompt in "abcd" for response in ("ha", "jig")]
 
 
-def is_sampled(file: str) -> bool:
-    """Whether a file's data are answers of the policy."""
-    return yaml.safe_load((CONFIGS / file).read_text(encoding="utf-8"))["data"]["class_path"] == "lit_align.data.OnlineDataModule"
+def small_data(file: str) -> dict[str, str]:
+    """What is too large of a file's data."""
+    said = yaml.safe_load((CONFIGS / file).read_text(encoding="utf-8"))["data"]["class_path"]
+    return OF_DATA.get(said.rpartition(".")[2], FIXED)
 
 
 def after(run: Path, rollouts: int) -> dict[str, torch.Tensor]:
@@ -49,7 +52,7 @@ def after(run: Path, rollouts: int) -> dict[str, torch.Tensor]:
 def test_an_algorithm_trains_two_rollouts(file: str, world: Path) -> None:
     (world / "demonstrations.jsonl").write_text("".join(json.dumps(row) + "\n" for row in DEMONSTRATIONS), encoding="utf-8")
     configs = [f"--config={CONFIGS / part}" for part in composed(file)]
-    small = [f"--{key}={value}" for key, value in (SMALL | (SAMPLED if is_sampled(file) else FIXED)).items()]
+    small = [f"--{key}={value}" for key, value in (SMALL | small_data(file)).items()]
     fit = ["fit", *configs, *small, "--run=runs/a"]
     before = load_file(world / "my-model" / "model.safetensors")
     for rollouts, more in enumerate(([], ["--ckpt_path=last"]), start=1):

@@ -18,11 +18,12 @@ from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, ModelPa
 from transformers.optimization import Adafactor
 
 import callbacks
-from benchmarks.quickstart_table import SETTINGS, table
+from benchmarks.quickstart_table import SETTINGS, row
 from benchmarks.stories import Gold, Proxy
 from lit_align.algorithms import (
     DAR,
     DPO,
+    SAIL,
     SFT,
     Above,
     AlphaDivergence,
@@ -42,16 +43,26 @@ from lit_align.algorithms import (
 )
 from lit_align.annotators import FunctionAnnotator
 from lit_align.cli.trainer import AlignmentCLI, run_trainer
-from lit_align.data import DatasetStream, DemonstrationDataModule, JsonlPrompts, MixedPrompts, OnlineDataModule, PreferenceDataModule
+from lit_align.data import (
+    DatasetStream,
+    DemonstrationDataModule,
+    JsonlPrompts,
+    MixedDataModule,
+    MixedPrompts,
+    OnlineDataModule,
+    PreferenceDataModule,
+)
 from lit_align.generation import CacheSampler
 from lit_align.models import CausalPolicy, LoRA
 from lit_align.quickstart.rules import gold_score, proxy_score
 from lit_align.quickstart.world import write_world
+from lit_align.types import Source
 from tests.tiny import PROMPTS, write_prompts, write_tiny
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 FILES = sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob("*.y*ml"))
 ANCHORED, LOCAL, FUNCTION = "algorithm/dar_anchored.yaml", "experiment/local.yaml", "annotator/function.yaml"
+MIXED = "data/fixed_and_fresh.yaml"
 
 # What a file is composed with, by its name or that of its folder. "..." is the file itself.
 RULES: dict[str, tuple[str, ...]] = {
@@ -62,6 +73,10 @@ RULES: dict[str, tuple[str, ...]] = {
     "experiment/local_sft.yaml": ("algorithm/sft.yaml", "..."),
     "algorithm/reward_model.yaml": ("...", "experiment/local_reward.yaml"),
     "experiment/local_reward.yaml": ("algorithm/reward_model.yaml", "..."),
+    "algorithm/sail_dp.yaml": ("...", LOCAL, FUNCTION, MIXED),
+    "algorithm/sail_pp.yaml": ("...", LOCAL, FUNCTION, MIXED),
+    "algorithm/sail_pr.yaml": ("...", LOCAL, FUNCTION, MIXED),
+    MIXED: ("algorithm/sail_pr.yaml", LOCAL, FUNCTION, "..."),
     LOCAL: (ANCHORED, "...", FUNCTION),
     "algorithm": ("...", LOCAL, FUNCTION),
     "annotator": (ANCHORED, LOCAL, "..."),
@@ -224,8 +239,8 @@ def test_what_a_user_chose_is_printed_first(capsys: pytest.CaptureFixture[str]) 
 
 
 def test_the_table_of_the_quickstart_has_every_algorithm_that_samples() -> None:
-    sampled = "lit_align.data.OnlineDataModule"
-    files = [file for file in FILES if file.startswith("algorithm/") and read(file)["data.class_path"] == sampled]
+    sampled = ("lit_align.data.OnlineDataModule", "lit_align.data.MixedDataModule")
+    files = [file for file in FILES if file.startswith("algorithm/") and read(file)["data.class_path"] in sampled]
     assert sorted(SETTINGS) == sorted(Path(file).stem for file in files)
 
 
@@ -240,7 +255,7 @@ def test_what_the_table_of_the_quickstart_sets_is_taken(algorithm: str) -> None:
 def test_the_table_of_the_quickstart_has_a_row_for_a_run() -> None:
     names = ("win_rate", "win_rate_low", "win_rate_high", "score", "reference_score", "kl_reference")
     run = {"algorithm": "dpo", "seed": 1, "settings": SETTINGS["dpo"]} | {name: i / 8 for i, name in enumerate(names)}
-    assert table([run]).splitlines()[-1] == "| `dpo` | 1 | lr 0.0003 | 0.00 (0.12 to 0.25) | 0.50 | 0.38 | 0.6 |"
+    assert row(run) == ["`dpo`", "1", "lr 0.0003", "0.00 (0.12 to 0.25)", "0.50", "0.38", "0.6"]
 
 
 def test_every_entry_of_the_tables_is_for_a_file_that_exists() -> None:
@@ -374,6 +389,25 @@ def test_offline_dpo_is_the_published_setting() -> None:
     assert data.micro_batch_prompts * cli.trainer.accumulate_grad_batches == data.prompts_per_rollout == 64, "one step per rollout"
 
 
+@pytest.mark.parametrize(
+    ("name", "mixture"), [("sail_dp", (0.4, 0.0, 0.0, 0.6)), ("sail_pp", (0.0, 0.3, 0.0, 0.7)), ("sail_pr", (0.0, 0.0, 0.3, 0.7))]
+)
+def test_designs_of_sail_are_published_mixtures(name: str, mixture: tuple[float, ...]) -> None:
+    cli = build_composed(f"algorithm/{name}.yaml")
+    sail, data = cli.model, cli.datamodule
+    assert isinstance(sail, SAIL)
+    assert (sail.beta, sail.label_weights, sail.reference_kl) == (0.1, {Source.RELABEL: 0.2, Source.FRESH_SELF: 0.2}, 0.0)
+    assert sail.answer_weights == {Source.FRESH_SELF: 0.2, Source.FRESH_ANNOTATED: 0.3}
+    assert isinstance(data, MixedDataModule)
+    routes = data.routes
+    assert (routes.relabel, routes.fresh_self, routes.fresh_annotated, routes.fixed) == pytest.approx(mixture)
+    assert (data.fixed_passes, data.responses_per_prompt) == (5, 2)
+    assert data.micro_batch_prompts * cli.trainer.accumulate_grad_batches == data.prompts_per_rollout, "one step per rollout"
+    optimizer, schedule = optimizer_of(cli)
+    assert type(optimizer) is torch.optim.RMSprop
+    assert (schedule.start_factor, schedule.total_iters, optimizer.defaults["lr"]) == (0.00667, 150, 1e-5)
+
+
 @pytest.mark.parametrize("name", ["dpo", "ipo", "slic", "simpo", "orpo", "iterative_sft", "iterative_dpo", "sft"])
 def test_a_file_of_pairs_makes_an_algorithm_offline(name: str) -> None:
     online, cli = build_composed(f"algorithm/{name}.yaml"), build(f"algorithm/{name}.yaml", *OFFLINE)
@@ -384,7 +418,7 @@ def test_a_file_of_pairs_makes_an_algorithm_offline(name: str) -> None:
     assert [answer.score for answer in next(iter(data.prompts)).answers] == [1.0, 0.0]
 
 
-ONLINE = [file for file in FILES if not file.startswith("algorithm/") and file not in ("quickstart_warmup.yaml", *OFFLINE)]
+ONLINE = [file for file in FILES if not file.startswith("algorithm/") and file not in ("quickstart_warmup.yaml", MIXED, *OFFLINE)]
 
 
 @pytest.mark.parametrize("experiment", [file for file in ONLINE if "model.init_args.optimizer.class_path" in read(file)])

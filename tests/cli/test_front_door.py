@@ -63,6 +63,10 @@ def test_the_list_of_commands_is_true(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lit_align.cli.trainer.run_trainer", lambda arguments: served.append(arguments[0]))
     monkeypatch.setattr("lit_align.cli.check.check", lambda options: served.append("check"))
     monkeypatch.setattr("lit_align.cli.export.export", lambda options: served.append("export"))
+    monkeypatch.setattr("lit_align.cli.agree.agree", lambda options: served.append("agree"))
+    monkeypatch.setattr("lit_align.cli.judge.judge", lambda options: served.append("judge"))
+    monkeypatch.setattr("lit_align.cli.mtbench.mtbench", lambda options: served.append("mtbench"))
+    monkeypatch.setattr("lit_align.cli.plot.plot", lambda options: served.append("plot"))
     monkeypatch.setattr("lit_align.cli.completion.completion", lambda options: served.append("completion"))
     monkeypatch.setattr("lit_align.quickstart.run.quickstart", lambda options, run: served.append("quickstart"))
     for command in COMMANDS:

@@ -112,7 +112,7 @@ class Located(Policy):
         self.register_buffer("constant", torch.ones(1))
         self.seen: list[tuple[str, str]] = []
 
-    def forward(self, batch: AlignmentBatch | Rollouts) -> PolicyOutput:
+    def forward(self, batch: AlignmentBatch | Rollouts, vocabulary: bool = False) -> PolicyOutput:
         self.seen.append((self.linear.weight.device.type, self.constant.device.type))
         return PolicyOutput(token_logps=torch.zeros(batch.response_tokens.shape, device=batch.response_tokens.device))
 

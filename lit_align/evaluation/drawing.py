@@ -1,4 +1,4 @@
-"""Pictures that callbacks log."""
+"""Pictures of what an evaluation found."""
 
 import torch
 from PIL import Image, ImageDraw

@@ -1,0 +1,238 @@
+"""What data modules share whose answers, or some of them, the policy writes while it trains."""
+
+from abc import ABC
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import final
+
+import torch
+from filelock import FileLock
+from torch import Tensor
+
+from lit_align.data.base import AlignmentDataModule, datasets_of
+from lit_align.data.budget import Budget
+from lit_align.data.collate import join
+from lit_align.data.costs import Costs
+from lit_align.data.journal import LabelJournal
+from lit_align.data.lock import lock_run
+from lit_align.data.pool import LongPrompts
+from lit_align.data.spend import Price, Spend
+from lit_align.functional.distributed import global_mean, global_std, global_sum
+from lit_align.metering import current_meter, metered
+from lit_align.types import Annotation, Annotator, EncodedPrompt, PromptSource, Rollouts, Sampler, Samples, Stream, UserError
+
+Chunks = list[tuple[Rollouts, Annotation]]
+
+
+class SamplingDataModule(AlignmentDataModule, ABC):
+    """Owns sampler, annotators and the journal of labels; held-out prompts are answered by the policy, too.
+
+    Args:
+        prompts: what to read while training.
+        sampler: draws the responses.
+        annotator: labels them; None where nobody has to. Its labels are committed to a journal in the run's folder before they are used.
+        eval_prompts: held-out prompts.
+        eval_annotator: scores their answers; without one, only lengths and divergence are reported.
+        prompts_per_rollout: on all ranks together.
+        responses_per_prompt: K.
+        micro_batch_prompts: prompts of one forward and backward pass on one rank.
+        inner_epochs: how often a rollout is trained on.
+        missing_eos_penalty: subtracted from the score of a response that did not end by itself, in units of reward.
+        chunk_prompts: prompts that are sampled, then annotated, together on one rank.
+        eval_responses_per_prompt: K of held-out prompts.
+        eval_sampler: answers held-out prompts, greedily for example; the training one if None.
+        max_prompt_tokens: longest prompt; None is what the context leaves beside the response.
+        long_prompts: what becomes of longer prompts.
+        seed: of the order of prompts, of sampling and of dropout.
+        prices: of the models that annotators ask, by name.
+        budget: what may be used for labels.
+
+    Attributes:
+        spent: what the labels of the latest rollout cost, on all ranks.
+    """
+
+    def __init__(
+        self,
+        prompts: PromptSource,
+        sampler: Sampler,
+        annotator: Annotator | None,
+        eval_prompts: PromptSource | None,
+        eval_annotator: Annotator | None,
+        prompts_per_rollout: int,
+        responses_per_prompt: int,
+        micro_batch_prompts: int,
+        inner_epochs: int,
+        missing_eos_penalty: float,
+        chunk_prompts: int,
+        eval_responses_per_prompt: int,
+        eval_sampler: Sampler | None,
+        max_prompt_tokens: int | None,
+        long_prompts: LongPrompts,
+        seed: int,
+        prices: dict[str, Price] | None,
+        budget: Budget | None,
+    ) -> None:
+        super().__init__(
+            prompts, eval_prompts, prompts_per_rollout, micro_batch_prompts, inner_epochs, max_prompt_tokens, long_prompts, seed
+        )
+        self.sampler, self.annotator, self.eval_annotator = sampler, annotator, eval_annotator
+        self.responses_per_prompt, self.eval_responses_per_prompt = responses_per_prompt, eval_responses_per_prompt
+        self.eval_sampler = sampler if eval_sampler is None else eval_sampler
+        self.missing_eos_penalty, self.chunk_prompts = missing_eos_penalty, chunk_prompts
+        self.prices, self.budget, self.spent = prices or {}, budget, Spend()
+        self._journal: LabelJournal | None = None
+        self._costs: Costs | None = None
+        self._lock: FileLock | None = None  # on the first rank
+
+    @property
+    def response_room(self) -> int:
+        """The longest response."""
+        return max(self.sampler.max_new_tokens, self.eval_sampler.max_new_tokens)
+
+    def check_fit(self) -> None:
+        """A subclass's own checks before it trains."""
+
+    @final
+    def on_setup(self, stage: str) -> None:
+        """Wake the annotators; open the journal of a folder where no other run lives."""
+        device = self._trainer.strategy.root_device
+        if stage == "fit":
+            if self.responses_per_prompt < self.needs.responses:
+                raise UserError(
+                    f"{type(self.aligner).__name__} as configured compares the responses to a prompt and needs at least "
+                    f"{self.needs.responses} of them, got responses_per_prompt = {self.responses_per_prompt}. Raise it, or choose a "
+                    "baseline over the batch (for DAR: `baseline: lit_align.algorithms.BatchMean` with `weighting: ClippedWeights`)."
+                )
+            self.check_fit()
+            if self.annotator is not None:
+                self.annotator.setup(device)
+            if self._trainer.is_global_zero:
+                self._lock = lock_run(Path(self._trainer.default_root_dir))
+            self._trainer.strategy.barrier()  # nobody reads or mends the journal of a run that goes on
+            self._journal = LabelJournal(Path(self._trainer.default_root_dir) / "journal", self._trainer.global_rank)
+            self._costs = Costs(self._trainer, self._journal, self.prices, self.budget)
+            self._trainer.strategy.barrier()  # every rank has read the files of all before anyone appends
+        if self.eval_annotator is not None and self.eval_prompts is not None:
+            self.eval_annotator.setup(device)
+
+    @final
+    def begin(self, stream: Stream, prompts: int, labelled: int) -> AbstractContextManager[None]:
+        """Where a rollout is made: who is told what it costs, if the budget has room for it. Callbacks hear that it starts.
+
+        Args:
+            stream: of the rollout.
+            prompts: that are answered on this rank.
+            labelled: prompts, on all ranks, that the annotator may be asked about.
+        """
+        meter = self.costs.admit(stream, labelled * self.responses_per_prompt)
+        self.tell("start", stream.rollout, prompts * self.responses_per_prompt)
+        return metered(meter)
+
+    def label(self, prompts: list[EncodedPrompt], stream: Stream, chunks: Chunks, annotator: Annotator | None) -> Annotation:
+        """Answer and annotate, adding to ``chunks``; what was said of these prompts. Without an annotator, nothing is said."""
+        k, earlier = self.responses_per_prompt, len(chunks)
+        done = sum(len(rollouts.prompts) for rollouts, _ in chunks) * k
+        for start in range(0, len(prompts), self.chunk_prompts):
+            rollouts = self.sampler.sample(self.aligner.policy, prompts[start : start + self.chunk_prompts], k, stream)
+            sampled = done + len(rollouts.prompts) * k
+            self.tell("progress", sampled, done)
+            chunks.append((rollouts, _nothing_said(rollouts) if annotator is None else self.journal.annotate(annotator, rollouts, stream)))
+            self.tell("progress", sampled, sampled)
+            done = sampled
+        return join([annotation for _, annotation in chunks[earlier:]])
+
+    @final
+    def evaluation_batch(self, prompts: list[EncodedPrompt]) -> Samples:
+        """Answers drawn with the same noise at every evaluation, so that differences are the policy's."""
+        policy = self.aligner.policy
+        with self._trainer.precision_plugin.forward_context(), policy.inference():
+            rollouts = self.eval_sampler.sample(policy, prompts, self.eval_responses_per_prompt, Stream(self.seed, "eval", 0))
+        with metered(current_meter() if self._costs is None else self._costs.ledger):
+            annotation = self.eval_annotator.annotate(rollouts) if self.eval_annotator is not None else None
+        return Samples(rollouts, annotation, datasets_of(self.eval_prompts))
+
+    @property
+    def evaluation_chunk(self) -> int:
+        """As while training."""
+        return self.chunk_prompts
+
+    @final
+    def teardown(self, stage: str) -> None:
+        """Close journal and annotators; leave the folder to others."""
+        if self._journal is not None:
+            self._journal.close()
+            self._journal = None
+            if self.annotator is not None:
+                self.annotator.close()
+        if self._costs is not None:
+            self._costs.close()
+            self._costs = None
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+        if self.eval_annotator is not None:
+            self.eval_annotator.close()
+
+    @final
+    def on_exception(self, exception: BaseException) -> None:
+        """Lightning calls no ``teardown`` then."""
+        self.teardown("fit")
+
+    @property
+    def journal(self) -> LabelJournal:
+        """The labels of this run; open from ``setup`` to ``teardown`` of a fit."""
+        if self._journal is None:
+            raise RuntimeError("The journal is open only while fitting.")
+        return self._journal
+
+    @property
+    def costs(self) -> Costs:
+        """What is spent on labels; open as long as the journal."""
+        if self._costs is None:
+            raise RuntimeError("Costs are counted only while fitting.")
+        return self._costs
+
+    @final
+    def report(self, number: int, annotation: Annotation, finished: Tensor, lengths: Tensor, datasets: Sequence[str]) -> None:
+        """Log what was sampled and said; stop where nothing that was asked about could be labelled.
+
+        Args:
+            number: of the rollout.
+            annotation: of this rank's prompts that the annotator was asked about; there may be none of them.
+            finished, lengths: of their responses, ``[B, K]``; lengths in tokens.
+            datasets: that each of the prompts is of.
+        """
+        valid = annotation.valid
+        asked, scored = global_sum(torch.tensor([valid.numel(), int(valid.sum())], device=valid.device)).tolist()
+        if asked and not scored:
+            raise UserError(
+                f"The annotator gave no valid score for any of the {asked} responses of rollout {number}: there is nothing to learn "
+                "from. Its first failure is in the warnings above; try it on one prompt by hand."
+            )
+        everything = torch.ones_like(finished)
+        self.aligner.log_rollout(
+            {
+                "reward/mean": global_mean(annotation.scores, valid),
+                "reward/std": global_std(annotation.scores, valid),
+                "response/length": global_mean(lengths.float(), everything),
+                "response/finished": global_mean(finished.float(), everything),
+                "labels/used": self.costs.labels_used(),
+                "labels/invalid": asked - scored,
+            }
+        )
+        self.spent, costs = self.costs.report(number)
+        self.aligner.log_rollout(costs)
+        if annotation.mass is not None:
+            known = annotation.mass.isfinite()
+            if global_sum(known.sum()):
+                self.aligner.log_rollout({"labels/option_mass": global_mean(annotation.mass.where(known, 0.0), known)})
+        for name in datasets_of(self.prompts):
+            of_it = valid & torch.tensor([dataset == name for dataset in datasets], dtype=torch.bool, device=valid.device).unsqueeze(-1)
+            if global_sum(of_it.sum()):  # the same everywhere: what nobody scored is left out
+                self.aligner.log_rollout({f"reward/{name}": global_mean(annotation.scores, of_it)})
+
+
+def _nothing_said(rollouts: Rollouts) -> Annotation:
+    nothing = torch.zeros_like(rollouts.finished, device="cpu")
+    return Annotation(scores=nothing.float(), valid=nothing)

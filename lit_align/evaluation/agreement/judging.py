@@ -1,0 +1,85 @@
+"""Verdicts of an annotator about pairs of texts."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+from lit_align.types import Annotation, Annotator, Prompt, Rollouts
+
+Progress = Callable[[Sequence[range]], Iterable[range]]
+"""Gives back the chunks that it is given, one after the other, and may say how far it is."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Verdicts:
+    """``values`` and ``orders`` as `LabelledPairs` has them, ``[N]`` and ``[N, 2]``, and whether they are probabilities."""
+
+    values: Tensor
+    orders: Tensor | None
+    soft: bool
+
+
+def judge_pairs(
+    annotator: Annotator,
+    prompts: Sequence[Prompt],
+    responses: Sequence[tuple[str, str]],
+    *,
+    log_odds: bool = False,
+    chunk_pairs: int = 64,
+    progress: Progress = iter,
+) -> Verdicts:
+    """Ask ``annotator``, which has been set up, about every pair.
+
+    One that gives preferences is taken at its probabilities. Of one that gives scores the higher wins and equal ones tie.
+
+    Args:
+        annotator: sees the two responses of a pair as a group of K = 2.
+        prompts: of every pair, ``N``.
+        responses: the texts of every pair, ``N``.
+        log_odds: whether a difference of scores is the log of the odds that the first is better, as that of a reward model is.
+        chunk_pairs: how many pairs it sees at a time.
+        progress: told of every chunk.
+    """
+    chunks = [range(start, min(start + chunk_pairs, len(prompts))) for start in range(0, len(prompts), chunk_pairs)]
+    said = [annotator.annotate(texts_as_rollouts([prompts[i] for i in rows], [responses[i] for i in rows])) for rows in progress(chunks)]
+    parts = [_verdicts(one, log_odds) for one in said]
+    orders = [part.orders for part in parts if part.orders is not None]
+    return Verdicts(
+        torch.cat([part.values for part in parts]) if parts else torch.zeros(0, dtype=torch.float64),
+        torch.cat(orders) if orders else None,
+        any(part.soft for part in parts),
+    )
+
+
+def _verdicts(said: Annotation, log_odds: bool) -> Verdicts:
+    if said.preferences is not None:
+        orders = None
+        if said.seen_first is not None:
+            orders = torch.stack([said.seen_first[:, 0, 1], 1 - said.seen_first[:, 1, 0]], -1).double().cpu()
+        return Verdicts(said.preferences[:, 0, 1].double().cpu(), orders, True)
+    first, second = said.scores.double().cpu().unbind(-1)
+    verdicts = (first - second).sigmoid() if log_odds else ((first - second).sign() + 1) / 2
+    return Verdicts(verdicts.where(said.valid.cpu().all(-1), torch.nan), None, log_odds)
+
+
+def texts_as_rollouts(prompts: Sequence[Prompt], texts: Sequence[Sequence[str]]) -> Rollouts:
+    """``K`` texts to each of ``B`` prompts as an annotator reads them; they have no tokens."""
+    b, k = len(prompts), len(texts[0])
+    mask = torch.zeros(b, k, 0, dtype=torch.bool)
+    return Rollouts(
+        prompts=tuple(prompts),
+        occurrences=torch.zeros(b, dtype=torch.long),
+        prompt_tokens=torch.zeros(b, 0, dtype=torch.long),
+        prompt_mask=torch.zeros(b, 0, dtype=torch.bool),
+        response_tokens=torch.zeros(b, k, 0, dtype=torch.long),
+        response_mask=mask,
+        loss_mask=mask,
+        sampling_logps=torch.zeros(b, k, 0),
+        finished=torch.ones(b, k, dtype=torch.bool),
+        texts=tuple(map(tuple, texts)),
+        policy_version=0,
+    )
