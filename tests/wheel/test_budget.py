@@ -16,6 +16,7 @@ from lit_align.metering import current_meter
 from lit_align.types import Prompt, UserError
 from tests.tiny import vowels
 from tests.wheel.harness import Fit, Killed, Scores, differing, fit
+from tests.wheel.test_mixed import run as mixture
 
 PRICES = {"judge": Price(prompt=100_000.0, completion=500_000.0)}  # a call: 10 and 2 tokens, 2 of money
 ROLLOUT = 32  # labels of one
@@ -117,6 +118,15 @@ def test_further_prompts_of_a_search_need_room_too(tiny: str, root: Path) -> Non
     with pytest.raises(UserError, match=r"budget\.labels is 35, 0 are used, and 36 more are needed"):
         run(root, tiny, budget=Budget(labels=35), max_extra_prompts=1)
     assert len(run(root, tiny, budget=Budget(labels=36), max_extra_prompts=1).recorder.rollouts) == 1
+
+
+def test_a_mixture_needs_room_for_the_rows_that_are_judged(tiny: str, root: Path) -> None:
+    """To the label: as many as the routes send to the annotator."""
+    used = [metrics["labels/used"] for metrics in mixture(root / "whole", tiny).recorder.metrics]
+    assert 0 < used[-1] < 3 * 16 * 2, "not all rows are"
+    for budget, rollouts in ((used[-1], 3), (used[-1] - 1, 2)):
+        ended = mixture(root / str(rollouts), tiny, budget=Budget(labels=int(budget)))
+        assert [metrics["labels/used"] for metrics in ended.recorder.metrics] == used[:rollouts]
 
 
 def test_attempts_that_may_be_paid_for_have_their_place(tiny: str, root: Path) -> None:
