@@ -24,8 +24,8 @@ class LabelTelemetry:
     - ``option_mass``: probability that a judge's model gave to the verdicts it could choose from, averaged.
     - ``saturated``: share of the prompts whose responses all got the best score of the rollout, or all the worst.
     - ``length_correlation``: of score and length in tokens among responses to one prompt.
-    - ``drift``: Kolmogorov-Smirnov distance between the scores of this rollout and those of the first ones. It rises as the policy
-      gets better; near 1, it does nothing that it did at the start: read samples. Labels of an annotator that has learned since
+    - ``drift``: Kolmogorov-Smirnov distance between the scores of this rollout and those of the first ones, 0 for these. It rises as
+      the policy gets better; near 1, it does nothing that it did at the start: read samples. Labels of an annotator that has learned since
       (`Annotator.version`) are compared with its own first ones.
 
     Args:
@@ -119,7 +119,7 @@ class LabelTelemetry:
             return {}
         if len(self._first) < self.first_rollouts:
             self._first.append(scores)
-            return {}
+            return {"drift": 0.0}
         return {"drift": float(distribution_distance(torch.cat(self._first), scores))}
 
 

@@ -24,7 +24,7 @@ def pair(first_over_second: float, second_over_first: float) -> torch.Tensor:
 
 def test_what_is_known_of_scores_alone() -> None:
     measured = LabelTelemetry().measure(annotation([[0.0, 1.0], [1.0, 0.0]], [[True, True], [True, False]]), LENGTHS)
-    assert measured == {"invalid_share": 0.25, "saturated": 0.0, "length_correlation": pytest.approx(1.0)}
+    assert measured == {"invalid_share": 0.25, "saturated": 0.0, "length_correlation": pytest.approx(1.0), "drift": 0.0}
 
 
 def test_what_is_known_of_a_judge() -> None:
@@ -32,7 +32,7 @@ def test_what_is_known_of_a_judge() -> None:
         [[0.5, 0.5], [0.5, 0.5]], preferences=pair(0.5, 0.5), seen_first=pair(0.9, 0.9), mass=torch.tensor([[1.0, 0.5], [NAN, 0.3]])
     )
     measured = LabelTelemetry().measure(said, LENGTHS)
-    assert measured == {"invalid_share": 0, "saturated": 1, "ties": 1, "flips": 1, "option_mass": pytest.approx(0.6)}
+    assert measured == {"invalid_share": 0, "saturated": 1, "ties": 1, "flips": 1, "option_mass": pytest.approx(0.6), "drift": 0}
 
 
 def test_a_rank_that_was_asked_nothing_measures_nothing() -> None:
@@ -42,8 +42,9 @@ def test_a_rank_that_was_asked_nothing_measures_nothing() -> None:
 
 def test_drift_is_from_the_first_rollouts() -> None:
     telemetry, early, late = LabelTelemetry(first_rollouts=2), annotation([[0.0, 1.0], [0.0, 1.0]]), annotation([[3.0, 4.0], [1.0, 0.0]])
-    assert "drift" not in telemetry.measure(early, LENGTHS)
-    assert "drift" not in telemetry.measure(early, LENGTHS)
+    assert [telemetry.measure(scores, LENGTHS)["drift"] for scores in (early, late, early)] == [0, 0, 0.25]
+    assert telemetry.measure(late, LENGTHS)["drift"] == 0.25
+    telemetry = LabelTelemetry(first_rollouts=1)
     assert telemetry.measure(early, LENGTHS)["drift"] == 0
     assert telemetry.measure(late, LENGTHS)["drift"] == 0.5
 
@@ -52,7 +53,7 @@ def test_drift_never_mixes_versions() -> None:
     telemetry = LabelTelemetry(first_rollouts=1)
     telemetry.measure(annotation([[0.0, 1.0], [0.0, 1.0]]), LENGTHS)
     learnt = annotation([[10.0, 11.0], [10.0, 11.0]], annotator_version=1)
-    assert "drift" not in telemetry.measure(learnt, LENGTHS)
+    assert telemetry.measure(learnt, LENGTHS)["drift"] == 0
     assert telemetry.measure(learnt, LENGTHS)["drift"] == 0
 
 
