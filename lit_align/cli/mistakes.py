@@ -8,7 +8,8 @@ from contextlib import suppress
 from dataclasses import is_dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, final, get_args, get_origin
+from types import UnionType
+from typing import Any, Union, final, get_args, get_origin
 
 from jsonargparse import ArgumentParser
 
@@ -120,9 +121,9 @@ class _Search:
         if isinstance(setting.value, list) and bases:
             for number, item in enumerate(setting.value):
                 yield from self._typed(item, annotation, f"{key}[{number}]")
-        elif bases and isinstance(setting.value, dict) and get_origin(annotation) is dict:  # names of the user's own
+        elif bases and isinstance(setting.value, dict) and (held := _held_by_name(annotation)) is not None:
             for name, item in setting.value.items():
-                yield from self._typed(item, get_args(annotation)[1], f"{key}.{name}")
+                yield from self._typed(item, held, f"{key}.{name}")
         elif bases and isinstance(setting.value, dict):
             yield from self._class(setting, bases, key)
         elif bases and isinstance(setting.value, str):
@@ -197,6 +198,14 @@ class _Search:
         """Full keys that end in ``name``."""
         groups = [key for key in self.keys if key.endswith("." + name)]
         return groups + [f"{key}.init_args.{name}" for key, cls in self.classes.items() if name in parameters_of(cls)]
+
+
+def _held_by_name(annotation: Any) -> Any:
+    """What a mapping holds whose names are the user's own; None if the annotation is of no mapping."""
+    for option in get_args(annotation) if get_origin(annotation) in (Union, UnionType) else [annotation]:
+        if get_origin(option) in (dict, Mapping):
+            return get_args(option)[1]
+    return None
 
 
 def _accepts(annotation: Any, setting: Setting) -> bool:

@@ -16,6 +16,8 @@ BEFORE = {
     "experiment/chain/reward_model.yaml": "reward_model.yaml",
     "experiment/chain/ppo.yaml": "ppo.yaml",
 }
+NAMED_BY_THE_USER = ("aspects", "weights", "verifiers")  # whose keys may be anything
+DATA = ("items",)  # which a class reads by itself
 
 
 @dataclass(frozen=True)
@@ -48,13 +50,15 @@ def damages(file: str) -> Iterator[Damage]:
         yield Damage(damaged, right, damaged[start:end], node.start_mark.line + 1, is_class)
 
 
-def _names(node: yaml.Node | None) -> Iterator[tuple[yaml.Node, bool]]:
+def _names(node: yaml.Node | None, of_the_user: bool = False) -> Iterator[tuple[yaml.Node, bool]]:
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
-            yield key, False
+            if not of_the_user:
+                yield key, False
             if key.value == "class_path":
                 yield value, True
-            yield from _names(value)
+            if key.value not in DATA:
+                yield from _names(value, key.value in NAMED_BY_THE_USER)
     elif isinstance(node, yaml.SequenceNode):
         for item in node.value:
             yield from _names(item)
