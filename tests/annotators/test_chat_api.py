@@ -288,6 +288,7 @@ def by_length(body):
     return says("x", {"10" if content.startswith("Answer with 10") else "39"[len(content) % 2]: 0.0})
 
 
+@pytest.mark.filterwarnings("ignore:What .* costs is not known")  # nobody gave a price
 def test_a_run_from_the_command_line_keeps_its_key_to_itself(tmp_path, monkeypatch, capfd, caplog):
     """Not a file of the run's folder has it: config, journal, logs, checkpoints."""
     write_tiny(tmp_path / "my-model")

@@ -290,6 +290,7 @@ def test_a_question_says_all_that_its_answer_depends_on():
     assert len(server.requests) == len(meter.known)
 
 
+@pytest.mark.filterwarnings("ignore:What .* costs is not known")  # nobody gave a price
 @pytest.mark.parametrize("remembers", [False, True])
 def test_a_run_that_lost_its_server_goes_on_where_it_was(remembers, tmp_path):
     """No label that came is asked for again; with a meter that remembers, no answer either."""
