@@ -23,7 +23,7 @@ class LabelTelemetry:
     - ``invalid_share``: share of the responses without a valid score.
     - ``option_mass``: probability that a judge's model gave to the verdicts it could choose from, averaged.
     - ``saturated``: share of the prompts whose responses all got the best score of the rollout, or all the worst.
-    - ``length_correlation``: of score and length in tokens among responses to one prompt.
+    - ``length_correlation``: of score and length in tokens among responses to one prompt; 0 where one of them is always the same.
     - ``drift``: Kolmogorov-Smirnov distance between the scores of this rollout and those of the first ones, 0 for these. It rises as
       the policy gets better; near 1, it does nothing that it did at the start: read samples. Labels of an annotator that has learned since
       (`Annotator.version`) are compared with its own first ones.
@@ -91,8 +91,8 @@ class LabelTelemetry:
         sums = {name: global_sum(share).tolist() for name, share in shares.items()}
         measured = {name: part / whole for name, (part, whole) in sums.items() if whole}
         product, by_length, by_score = global_sum(length_moments(scores, lengths.to(scores.device), valid)).tolist()
-        if by_length * by_score > 0:
-            measured["length_correlation"] = product / math.sqrt(by_length * by_score)
+        if len(everyone):
+            measured["length_correlation"] = product / (math.sqrt(by_length * by_score) or 1.0)
         return measured | self._drift(everyone, annotation.annotator_version)
 
     def warn(self, measured: dict[str, float]) -> None:

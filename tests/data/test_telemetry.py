@@ -32,7 +32,15 @@ def test_what_is_known_of_a_judge() -> None:
         [[0.5, 0.5], [0.5, 0.5]], preferences=pair(0.5, 0.5), seen_first=pair(0.9, 0.9), mass=torch.tensor([[1.0, 0.5], [NAN, 0.3]])
     )
     measured = LabelTelemetry().measure(said, LENGTHS)
-    assert measured == {"invalid_share": 0, "saturated": 1, "ties": 1, "flips": 1, "option_mass": pytest.approx(0.6), "drift": 0}
+    assert measured == {
+        "invalid_share": 0,
+        "saturated": 1,
+        "ties": 1,
+        "flips": 1,
+        "length_correlation": 0,
+        "option_mass": pytest.approx(0.6),
+        "drift": 0,
+    }
 
 
 def test_a_rank_that_was_asked_nothing_measures_nothing() -> None:
