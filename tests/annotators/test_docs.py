@@ -156,8 +156,9 @@ def test_the_annotator_that_learns():
 
 def test_the_judge_behind_an_api(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "digits.yaml").write_text(blocks("yaml")[3], encoding="utf-8")
-    judge = annotator_of(blocks("yaml")[2])
+    [template] = [block for block in blocks("yaml") if "from 0 to 9" in block and block.startswith("preamble")]
+    (tmp_path / "digits.yaml").write_text(template, encoding="utf-8")
+    [judge] = [annotator_of(block) for block in blocks("yaml") if "ChatAPI" in block]
     assert isinstance(judge, ScoringJudge)
     assert isinstance(judge.backend, ChatAPI)
     assert (judge.backend.base_url, judge.backend.api_key_env, judge.backend.readout) == ("http://localhost:8000/v1", None, "logprobs")
