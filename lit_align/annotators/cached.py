@@ -3,15 +3,15 @@
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, final
 
 import torch
 
-from lit_align.metering import current_meter
+from lit_align.metering import current_meter, current_repeat
 from lit_align.storage import Store, digest
-from lit_align.types import Annotation, Annotator, Rollouts, UserError
+from lit_align.types import Annotation, Annotator, Ask, Rollouts, UserError
 
 FORMAT = 1  # of a row; part of its key
 
@@ -79,11 +79,25 @@ class Cached(Annotator):
             self._store.close()
             self._store = None
 
+    def learn(self, rollouts: Rollouts, ask: Ask) -> Mapping[str, float]:
+        """Let the annotator learn."""
+        return self.annotator.learn(rollouts, ask)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The annotator's own."""
+        return self.annotator.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """The annotator's own."""
+        self.annotator.load_state_dict(state)
+
     def annotate(self, rollouts: Rollouts) -> Annotation:
         """The annotator's labels on the CPU, asked for in one call where the file has none."""
         self._store = self._store or Store(self.path)
         version, k = self.version, rollouts.response_tokens.shape[1]
-        keys = _keys(rollouts, [type(self.annotator).__module__, type(self.annotator).__qualname__, self.identity, version])
+        keys = _keys(
+            rollouts, [type(self.annotator).__module__, type(self.annotator).__qualname__, self.identity, version, current_repeat()]
+        )
         rows: dict[bytes, _Row] = {key: json.loads(text) for key, text in self._store.get(list(dict.fromkeys(keys))).items()}
         missing = {key: row for row, key in reversed(list(enumerate(keys))) if key not in rows}  # the first of equal ones
         if missing:

@@ -19,7 +19,7 @@ from lit_align.annotators.keys import check_no_key, read_key, require_openai
 from lit_align.annotators.readout import Readout, decide, option_logps, probe_of, read_answer, undecided
 from lit_align.annotators.waiting import outside_of_a_loop
 from lit_align.functional.distributed import world_size
-from lit_align.metering import current_meter
+from lit_align.metering import current_meter, current_repeat
 from lit_align.types import JudgeBackend, Message, UserError
 
 if TYPE_CHECKING:
@@ -147,7 +147,7 @@ class ChatAPI(JudgeBackend):
     def _question(self, messages: Sequence[Message], readout: Readout, seen: Counter[str]) -> Question:
         request = self._request(messages, readout)
         text = _canonical(request)
-        key = _canonical({"request": request, "readout": readout, "draw": seen[text]})
+        key = _canonical({"request": request, "readout": readout, "draw": [current_repeat(), seen[text]]})
         seen[text] += 1
         return Question(key, request, partial(read_answer, readout=readout))
 

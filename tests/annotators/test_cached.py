@@ -12,8 +12,8 @@ import torch
 
 from benchmarks.cache import folders, measure
 from lit_align.annotators import Cached, PairwiseJudge, ScoringJudge
-from lit_align.metering import Meter, Unmetered, metered
-from lit_align.types import Annotation, Annotator, Prompt, Rollouts, UserError
+from lit_align.metering import Meter, Unmetered, metered, repeated
+from lit_align.types import Annotation, Annotator, Ask, Prompt, Rollouts, UserError
 from tests.annotators.worlds import Fake, rollouts
 
 TEXTS = [["a", "bb", "ccc"], ["dd", "d", ""]]
@@ -223,3 +223,42 @@ def test_it_is_fast_enough_or_half_as_fast_as_the_database() -> None:
     best = {name: max(getattr(rate, name) for rate in rates) for name in ("hits", "committed", "plain_hits", "plain_committed")}
     assert best["hits"] >= min(20_000, best["plain_hits"] / 2)
     assert best["committed"] >= min(5_000, best["plain_committed"] / 2)
+
+
+def test_named_parts_come_back_with_the_rest(file: str) -> None:
+    class Rubric(Judge):
+        def annotate(self, rollouts: Rollouts) -> Annotation:
+            said = super().annotate(rollouts)
+            return replace(said, parts={"kind": said.scores / 3, "true": said.scores / 7})
+
+    plain = Rubric().annotate(rollouts(TEXTS))
+    Cached(Rubric(), file).annotate(rollouts(TEXTS))
+    again = Cached(Rubric(), file).annotate(rollouts(TEXTS))
+    assert [*again.parts] == ["kind", "true"]
+    assert same(again, plain)
+
+
+def test_what_is_repeated_on_purpose_is_asked_anew(file: str) -> None:
+    cached = Cached(Judge(), file)
+    for number in (0, 1, 1):
+        with repeated(number):
+            cached.annotate(rollouts(TEXTS))
+    assert cached.misses == 12
+
+
+def test_an_annotator_that_learns_still_does(file: str) -> None:
+    class Learner(Judge):
+        def learn(self, rollouts: Rollouts, ask: Ask) -> Mapping[str, float]:
+            self.version += 1
+            return {"learnt": 1.0}
+
+        def state_dict(self) -> dict[str, Any]:
+            return {"version": self.version}
+
+        def load_state_dict(self, state: Mapping[str, Any]) -> None:
+            self.version = state["version"]
+
+    cached, other = Cached(Learner(), file), Cached(Learner(), file)
+    assert cached.learn(rollouts(TEXTS), lambda annotator, asked: annotator.annotate(asked)) == {"learnt": 1.0}
+    other.load_state_dict(cached.state_dict())
+    assert (cached.version, other.version) == (1, 1)
