@@ -265,6 +265,7 @@ def texts(recorder: Recorder) -> list[dict[int, tuple[str, ...]]]:
 def main() -> None:
     warnings.simplefilter("error")
     warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", ".*This is said once, see labels/")  # of toy annotators, rightly
     torch.set_num_threads(1)
     ranks = Ranks(*sys.argv[1:3], Path(sys.argv[3]), int(os.environ["LOCAL_RANK"]))
     scenarios = (
