@@ -42,7 +42,8 @@ class PPO(AlignmentModule):
         kl_target: moves ``beta``, then above 0, until the policy stays at a divergence.
         missing_eos: the score of a response that did not end by itself, whatever the annotator gave it, so that going on for ever is
             never worth anything; None leaves its score. (``missing_eos_penalty`` of the data module is taken off instead.)
-        centre: take the mean score of the first rollout, which is the reference's, off all scores of the run; ``missing_eos`` then is
+        centre: take the mean score of the first rollout, which is the reference's, off all scores of the run, or that of the
+            first one of an annotator that has learnt; ``missing_eos`` then is
             worse than an average answer.
         whiten_rewards: divide the rewards of tokens by their standard deviation over the rollout on all ranks; their mean stays.
         whiten_advantages: standardise the advantages over all tokens of the rollout on all ranks.
@@ -66,6 +67,7 @@ class PPO(AlignmentModule):
 
     first_mean: Tensor
     mean_known: Tensor
+    measured_version: Tensor
     price_factor: Tensor
     stopped: Tensor
     stopped_steps: Tensor
@@ -108,6 +110,7 @@ class PPO(AlignmentModule):
             switch_off_dropout(self)
         self.register_buffer("first_mean", torch.zeros(()))
         self.register_buffer("mean_known", torch.zeros((), dtype=torch.bool))
+        self.register_buffer("measured_version", torch.zeros((), dtype=torch.long))  # of the annotator
         self.register_buffer("price_factor", torch.ones(()))
         self.register_buffer("stopped", torch.zeros((), dtype=torch.bool))  # the rest of this rollout is left out
         self.register_buffer("stopped_steps", torch.zeros((), dtype=torch.long))
@@ -189,9 +192,10 @@ class PPO(AlignmentModule):
         assert batch.sampling_logps is not None
         scores = batch.scores
         if self.centre:
-            if not self.mean_known:
+            if not self.mean_known or int(self.measured_version) != batch.annotator_version:  # another annotator's scores
                 self.first_mean.copy_(global_mean(scores, batch.valid))
                 self.mean_known.fill_(True)
+                self.measured_version.fill_(batch.annotator_version)
             scores = scores - self.first_mean
         if self.missing_eos is not None:
             scores = scores.where(batch.finished, self.missing_eos)

@@ -199,6 +199,8 @@ def test_scores_are_centred_on_those_of_the_first_rollout_for_good():
     assert_close(first[valid], (scores - mean)[valid])
     second = prepared(module, scores=scores + 7).returns.sum(-1)
     assert_close(second, scores + 7 - mean)
+    learnt = prepared(module, scores=scores + 7, annotator_version=1).returns.sum(-1)
+    assert_close(learnt, scores - scores.mean())  # of another version, with a mean of its own
 
 
 def test_a_response_that_does_not_end_has_a_score_that_is_set():
