@@ -18,6 +18,7 @@ import torch
 from lit_align.annotators import Cached
 from lit_align.data.ledger import Ledger
 from lit_align.data.spend import Price
+from lit_align.evaluation.answers import text_rollouts
 from lit_align.storage import connect
 from lit_align.types import Annotation, Annotator, Prompt, Rollouts
 
@@ -37,20 +38,9 @@ class Lengths(Annotator):
 
 def chunk_of(start: int) -> Rollouts:
     """``CHUNK`` prompts from number ``start`` on, with answers of their own."""
-    mask = torch.ones(CHUNK, K, 1, dtype=torch.bool)
-    return Rollouts(
-        prompts=tuple(Prompt(i, f"Summarise post {i}. " + "Once upon a time. " * 10) for i in range(start, start + CHUNK)),
-        occurrences=torch.zeros(CHUNK, dtype=torch.long),
-        prompt_tokens=torch.ones(CHUNK, 1, dtype=torch.long),
-        prompt_mask=torch.ones(CHUNK, 1, dtype=torch.bool),
-        response_tokens=torch.ones(CHUNK, K, 1, dtype=torch.long),
-        response_mask=mask,
-        loss_mask=mask,
-        sampling_logps=torch.zeros(CHUNK, K, 1),
-        finished=mask.all(-1),
-        texts=tuple(tuple(f"{k} of {i} " + "a word or two " * 14 for k in range(K)) for i in range(start, start + CHUNK)),
-        policy_version=0,
-    )
+    numbers = range(start, start + CHUNK)
+    prompts = [Prompt(i, f"Summarise post {i}. " + "Once upon a time. " * 10) for i in numbers]
+    return text_rollouts(prompts, [[f"{k} of {i} " + "a word or two " * 14 for k in range(K)] for i in numbers])
 
 
 @dataclass(frozen=True)

@@ -437,6 +437,11 @@ class Annotator(ABC):
     def annotate(self, rollouts: Rollouts) -> Annotation:
         """Score every response of these rollouts; what can't be scored is invalid, never fatal."""
 
+    @property
+    def learns(self) -> bool:
+        """Whether it may change: it says what `learn` does, or one that it asks does."""
+        return type(self).learn is not Annotator.learn
+
     def learn(self, rollouts: Rollouts, ask: "Ask") -> Mapping[str, float]:
         """Once per rollout, on every rank, after the last label of it was used. Here ``identity`` and ``version`` may change, and nowhere
         else, so that the labels of one rollout are of one version.

@@ -64,6 +64,11 @@ class Cached(Annotator):
         return self.annotator.version
 
     @property
+    def learns(self) -> bool:
+        """Where the annotator does."""
+        return self.annotator.learns
+
+    @property
     def waits(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Where the annotator does."""
         return self.annotator.waits

@@ -78,6 +78,11 @@ class Composite(Annotator, ABC):
 
     @final
     @property
+    def learns(self) -> bool:
+        """Where any member does."""
+        return any(member.learns for member in self.members)
+
+    @property
     def waits(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Where any member does."""
         return any(member.waits for member in self.members)

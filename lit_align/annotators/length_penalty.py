@@ -21,7 +21,8 @@ class LengthPenalty(Composite):
         free: how many tokens or words cost nothing.
 
     Raises:
-        UserError: unless exactly one of ``per_token`` and ``per_word`` is given, and it and ``free`` are not negative.
+        UserError: unless exactly one of ``per_token`` and ``per_word`` is given, and it and ``free`` are not negative; when asked with
+            ``per_token``, if there are no tokens.
     """
 
     def __init__(self, annotator: Annotator, per_token: float | None = None, per_word: float | None = None, free: int = 0) -> None:
@@ -46,4 +47,9 @@ class LengthPenalty(Composite):
     def _lengths(self, rollouts: Rollouts) -> torch.Tensor:
         if self.counts_words:
             return torch.tensor([[len(text.split()) for text in texts] for texts in rollouts.texts])
+        if not rollouts.response_mask.shape[-1]:
+            raise UserError(
+                "LengthPenalty: per_token needs the tokens of the responses, but these are texts alone, as `lit-align judge` and "
+                "`agree` have them. Give per_word instead."
+            )
         return rollouts.response_mask.sum(-1).cpu()

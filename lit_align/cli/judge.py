@@ -33,7 +33,7 @@ def judge(arguments: Sequence[str]) -> None:
     options = judge_parser().parse_args(list(arguments))
     sources, output = options.sources, options.output
     if len(sources) < 2 or len({*sources}) < len(sources):
-        raise UserError(f"Expected at least two different sources to compare, got {' '.join(sources)}.")
+        raise UserError(f"Expected at least two different sources to compare, got {' '.join(sources)}. Name another run, model or file.")
     if options.responses < 1:
         raise UserError(f"--responses should be at least 1, got {options.responses}.")
     refuse_existing(output)

@@ -34,7 +34,7 @@ def mtbench(arguments: Sequence[str]) -> None:
     options = mtbench_parser().parse_args(list(arguments))
     output: Path = options.output
     if len({*options.sources}) < len(options.sources):
-        raise UserError(f"Expected different sources, got {' '.join(options.sources)}.")
+        raise UserError(f"Expected different sources, got {' '.join(options.sources)}. Name each once.")
     refuse_existing(output)
     parts = read_parts(options.config)
     judges = [parts.judge, read_parts(options.second_config).judge if options.second_config else parts.judge]
@@ -61,7 +61,9 @@ def mtbench(arguments: Sequence[str]) -> None:
         judge.setup(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     grades = {source: graded(questions, answers, judges) for source, answers in found.items()}
     if all(bool(each.isnan().all()) for each in grades.values()):
-        raise UserError("The judge gave no valid grade. What it warned of above says why.")
+        raise UserError(
+            f"Expected grades, but the judge gave none that is valid, for {len(questions)} questions. Its warnings above say what is wrong."
+        )
     models_grades = {source: summarised(questions, each, seed=options.seed) for source, each in grades.items()}
     report = GradeReport(_identity(judges), len(questions), 0.95, models_grades, own)
     write_rows(output / "grades.jsonl", list(_grade_rows(questions, grades)))

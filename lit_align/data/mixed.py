@@ -155,7 +155,7 @@ class MixedDataModule(SamplingDataModule):
             raise UserError(
                 f"fresh_annotated = {routes.fresh_annotated} asks an annotator, but there is none. Set `annotator`, or the former to 0."
             )
-        if self.annotator is not None and type(self.annotator).learn is not Annotator.learn:
+        if self.annotator is not None and self.annotator.learns:
             raise UserError(
                 f"{type(self.annotator).__name__} learns from rollouts that it has labelled as a whole, and here it labels some rows. Use "
                 "OnlineDataModule, or an annotator that stays as it is."
@@ -231,11 +231,12 @@ class MixedDataModule(SamplingDataModule):
     def _report_judged(self, number: int, batch: AlignmentBatch, said: Annotation | None, prompts: Sequence[EncodedPrompt]) -> None:
         """What the annotator said of this rank's prompts; there may be none of them."""
         device, judged, k = self._trainer.strategy.root_device, batch.sources == Source.FRESH_ANNOTATED, self.responses_per_prompt
-        scores, valid = batch.scores[judged, :k], batch.valid[judged, :k]
-        mass = torch.full_like(scores, math.nan) if said is None or said.mass is None else said.mass
-        annotation = Annotation(scores=scores, valid=valid, mass=mass).to(device)
+        if said is None:
+            assert self.annotator is not None
+            nothing = torch.zeros(0, k, dtype=torch.bool)
+            said = Annotation(scores=nothing.float(), valid=nothing, annotator_version=self.annotator.version)
         finished, lengths = batch.finished[judged, :k].to(device), batch.response_mask.sum(-1)[judged, :k].to(device)
-        self.report(number, annotation, finished, lengths, [prompt.prompt.dataset for prompt in prompts])
+        self.report(number, said.to(device), finished, lengths, [prompt.prompt.dataset for prompt in prompts])
 
     def _report_sources(self, sources: Sequence[Source]) -> None:
         """How many rows of the rollout came from where."""

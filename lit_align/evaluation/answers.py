@@ -35,25 +35,25 @@ class Matches:
     texts: tuple[tuple[str, ...], ...]
 
     def rollouts(self, start: int, end: int) -> Rollouts:
-        """Rows ``start`` to ``end`` as an annotator takes them, the sides as responses; their tokens say nothing."""
+        """Rows ``start`` to ``end`` as an annotator takes them, the sides as responses."""
         texts, prompts = self.texts[start:end], self.prompts[start:end]
         return text_rollouts(prompts, texts)
 
 
 def text_rollouts(prompts: Sequence[Prompt], texts: Sequence[Sequence[str]]) -> Rollouts:
-    """Texts that nobody has the tokens of, as an annotator takes them: it reads prompts and texts; every response has one token of 0."""
-    shape = (len(texts), len(texts[0]), 1)
-    mask = torch.ones(shape, dtype=torch.bool)
+    """``K`` texts to each of ``B`` prompts as an annotator takes them, which reads prompts and texts; there are no tokens, ``T`` is 0."""
+    b, k = len(texts), len(texts[0])
+    mask = torch.zeros(b, k, 0, dtype=torch.bool)
     return Rollouts(
         prompts=tuple(prompts),
-        occurrences=torch.zeros(len(texts), dtype=torch.long),
-        prompt_tokens=torch.zeros(len(texts), 1, dtype=torch.long),
-        prompt_mask=mask[:, 0],
-        response_tokens=torch.zeros(shape, dtype=torch.long),
+        occurrences=torch.zeros(b, dtype=torch.long),
+        prompt_tokens=torch.zeros(b, 0, dtype=torch.long),
+        prompt_mask=torch.zeros(b, 0, dtype=torch.bool),
+        response_tokens=torch.zeros(b, k, 0, dtype=torch.long),
         response_mask=mask,
         loss_mask=mask,
-        sampling_logps=torch.zeros(shape),
-        finished=mask[..., 0],
+        sampling_logps=torch.zeros(b, k, 0),
+        finished=torch.ones(b, k, dtype=torch.bool),
         texts=tuple(map(tuple, texts)),
         policy_version=0,
     )

@@ -10,6 +10,7 @@ from torch.testing import assert_close
 
 from lit_align.annotators import Ensemble, LengthPenalty, Mean, MeanMinusVariance, RepeatRank, Router, WeightedSum, WorstCase
 from lit_align.data.journal import LabelJournal
+from lit_align.evaluation.answers import text_rollouts
 from lit_align.metering import current_repeat
 from lit_align.types import Annotation, Annotator, Prompt, Stream, UserError
 from tests.annotators.worlds import rollouts
@@ -248,6 +249,13 @@ def test_the_price_of_length():
     wide = replace(said, response_tokens=mask.long(), response_mask=mask, loss_mask=mask, sampling_logps=mask.float())
     by_token = LengthPenalty(Said(FIRST), per_token=0.1, free=2).annotate(wide)
     assert_close(by_token.scores, torch.tensor(FIRST) - torch.tensor([0.0, 0.2, 0.0]))
+
+
+def test_texts_without_tokens_have_no_length_in_tokens() -> None:
+    texts = text_rollouts([Prompt(0, "a")], [("b", "c d e")])
+    with pytest.raises(UserError, match=r"per_token needs the tokens .* Give per_word instead"):
+        LengthPenalty(Said([[1.0, 1.0]]), per_token=0.1).annotate(texts)
+    assert LengthPenalty(Said([[1.0, 1.0]]), per_word=0.1).annotate(texts).scores.tolist() == [[pytest.approx(0.9), pytest.approx(0.7)]]
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ pytestmark = [
 
 @pytest.mark.parametrize("algorithm", ["dar", "dpo", "rloo"])
 def test_gold_is_higher_ten_nats_away(algorithm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """At rollout 10, 128 prompts by 4 answers: a standard error of gold below .02, of the win rate below .02."""
+    """128 prompts by 4 answers: a standard error of at most .03 of gold, and of .044 of the win rate."""
     monkeypatch.chdir(tmp_path)
     prepare(Path(os.environ["LIT_ALIGN_DATA"]), Path("runs/stories-world"))
     result = {"algorithm": algorithm, "settings": {}} | run(algorithm, seed=0)

@@ -1,6 +1,8 @@
 """Fixed and fresh rows in one rollout: who answers, who is asked, what is trained on, and after a stop the same."""
 
 import math
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +10,12 @@ import pytest
 import torch
 
 from lit_align.algorithms import DPO, IPO, RLOO, SAIL, AlignmentModule, SLiC
+from lit_align.annotators import WeightedSum
 from lit_align.data import ListPrompts, MixedDataModule, PreferenceDataModule
 from lit_align.data.routes import Routes, uniforms
 from lit_align.generation import CacheSampler
 from lit_align.models import CausalPolicy
-from lit_align.types import AlignmentBatch, Annotation, Annotator, EncodedPrompt, Prompt, Rollouts, Source, UserError
+from lit_align.types import AlignmentBatch, Annotation, Annotator, Ask, EncodedPrompt, Prompt, Rollouts, Source, UserError
 from tests.data.test_demonstrations import Batches
 from tests.pairs import ListPairs
 from tests.tiny import PROMPTS, adamw, make_data, sgd
@@ -262,3 +265,35 @@ def test_who_trains_on_samples_wants_nothing_else(tiny: str, root: Path) -> None
     online = {"prompts_per_rollout": 16, "responses_per_prompt": 2, "annotator": Scores(), "chunk_prompts": 3}
     data = make_data(**online, sampler=CacheSampler(max_new_tokens=6))
     assert differing(ours.state, fit(root / "b", tiny, module=module, data=data, trainer=trainer).state) == []
+
+
+class Comparer(Scores):
+    """A judge that prefers whoever is shown first, and says what its scores were made of."""
+
+    def annotate(self, rollouts: Rollouts) -> Annotation:
+        said = super().annotate(rollouts)
+        first = torch.full((*said.scores.shape, said.scores.shape[1]), 0.9)
+        first.diagonal(dim1=1, dim2=2).fill_(math.nan)
+        preferences = first.where(first.isnan(), 0.5)
+        return replace(said, preferences=preferences, seen_first=first, parts={"vowels": said.scores * 2})
+
+
+def test_all_that_an_annotator_says_of_a_mixture_is_measured(tiny: str, root: Path) -> None:
+    """And a wrapper around one that does not learn is welcome."""
+    weighted = WeightedSum([Comparer()], [1.0])
+    assert not weighted.learns
+    metrics = run(root / "a", tiny, annotator=Comparer(), trainer={"max_epochs": 1}).recorder.metrics[-1]
+    assert (metrics["labels/flips"], metrics["labels/ties"]) == (1, 1)
+    assert metrics["reward/vowels"] == pytest.approx(2 * metrics["reward/mean"])
+    assert run(root / "b", tiny, annotator=weighted, trainer={"max_epochs": 1}).recorder.metrics[-1]["labels/ties"] == 1
+
+
+def test_an_annotator_that_learns_is_refused_however_it_is_wrapped(tiny: str, root: Path) -> None:
+    class Learner(Scores):
+        def learn(self, rollouts: Rollouts, ask: Ask) -> Mapping[str, float]:
+            return {}
+
+    for number, annotator in enumerate((Learner(), WeightedSum([Scores(), Learner()], [1.0, 1.0]))):
+        assert annotator.learns
+        with pytest.raises(UserError, match=r"learns from rollouts .* Use OnlineDataModule"):
+            run(root / str(number), tiny, annotator=annotator)

@@ -7,7 +7,8 @@ from typing import final
 import torch
 from torch import Tensor
 
-from lit_align.types import Annotation, Annotator, Prompt, Rollouts
+from lit_align.evaluation.answers import text_rollouts
+from lit_align.types import Annotation, Annotator, Prompt
 
 Progress = Callable[[Sequence[range]], Iterable[range]]
 """Gives back the chunks that it is given, one after the other, and may say how far it is."""
@@ -45,7 +46,7 @@ def judge_pairs(
         progress: told of every chunk.
     """
     chunks = [range(start, min(start + chunk_pairs, len(prompts))) for start in range(0, len(prompts), chunk_pairs)]
-    said = [annotator.annotate(texts_as_rollouts([prompts[i] for i in rows], [responses[i] for i in rows])) for rows in progress(chunks)]
+    said = [annotator.annotate(text_rollouts([prompts[i] for i in rows], [responses[i] for i in rows])) for rows in progress(chunks)]
     parts = [_verdicts(one, log_odds) for one in said]
     orders = [part.orders for part in parts if part.orders is not None]
     return Verdicts(
@@ -64,22 +65,3 @@ def _verdicts(said: Annotation, log_odds: bool) -> Verdicts:
     first, second = said.scores.double().cpu().unbind(-1)
     verdicts = (first - second).sigmoid() if log_odds else ((first - second).sign() + 1) / 2
     return Verdicts(verdicts.where(said.valid.cpu().all(-1), torch.nan), None, log_odds)
-
-
-def texts_as_rollouts(prompts: Sequence[Prompt], texts: Sequence[Sequence[str]]) -> Rollouts:
-    """``K`` texts to each of ``B`` prompts as an annotator reads them; they have no tokens."""
-    b, k = len(prompts), len(texts[0])
-    mask = torch.zeros(b, k, 0, dtype=torch.bool)
-    return Rollouts(
-        prompts=tuple(prompts),
-        occurrences=torch.zeros(b, dtype=torch.long),
-        prompt_tokens=torch.zeros(b, 0, dtype=torch.long),
-        prompt_mask=torch.zeros(b, 0, dtype=torch.bool),
-        response_tokens=torch.zeros(b, k, 0, dtype=torch.long),
-        response_mask=mask,
-        loss_mask=mask,
-        sampling_logps=torch.zeros(b, k, 0),
-        finished=torch.ones(b, k, dtype=torch.bool),
-        texts=tuple(map(tuple, texts)),
-        policy_version=0,
-    )
