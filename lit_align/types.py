@@ -560,6 +560,7 @@ class Policy(TextModel):
     ``reference_offload`` the reference's weights wait on the CPU while it does not score."""
 
     reference_offload: bool = False
+    layouts: tuple[str, ...] = ()  # in which forwards are computed, as `choose_layouts` found; kept in checkpoints
     temperature: float
     eos_ids: frozenset[int]
     special_ids: frozenset[int]  # tokens that `decode` leaves out
@@ -568,6 +569,10 @@ class Policy(TextModel):
     def forward(self, batch: "AlignmentBatch | Rollouts", vocabulary: bool = False, entropy: bool = False) -> PolicyOutput:
         """Log-probs of the response tokens, with gradient; if asked for, of the whole ``vocabulary`` at each of them, and entropies.
         Values where there is a value head."""
+
+    def choose_layouts(self) -> None:
+        """Find out how this model may be computed without another result, and keep it in ``layouts``; those of a resumed run stay where
+        they are still right. Once per fit, on every rank, where the weights are in their place and under the precision of training."""
 
     @property
     def value_head(self) -> nn.Module | None:

@@ -137,9 +137,23 @@ class AlignmentModule(SteppingModule):
             raise UserError("predict writes sampled answers: use OnlineDataModule with eval_prompts.")
         return prediction_rows(batch)
 
+    @final
+    def on_fit_start(self) -> None:
+        """Choose how forwards are laid out, before the first of them."""
+        with self.trainer.precision_plugin.forward_context():
+            self.policy.choose_layouts()
+
+    @final
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep that choice: another one rounds differently."""
+        checkpoint["layouts"] = self.policy.layouts
+
     def check_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
-        """See `anchors.check_checkpoint`."""
+        """See `anchors.check_checkpoint`; and take the layouts of the run that wrote it."""
         check_checkpoint(self.anchor, checkpoint, "reference_weights.")
+        saved = tuple(checkpoint.get("layouts", ()))
+        if saved and (not self.policy.layouts or set(saved) <= set(self.policy.layouts)):  # chosen before the checkpoint is read, or after
+            self.policy.layouts = saved
 
     def _load_initial(self) -> Reference:
         reference = self.policy.make_reference()
