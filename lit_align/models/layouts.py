@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 import torch
@@ -28,6 +28,12 @@ class Texts:
     def of(cls, batch: AlignmentBatch | Rollouts) -> "Texts":
         """Those of a batch."""
         return cls(batch.prompt_tokens, batch.prompt_mask, batch.response_tokens, batch.response_mask)
+
+    def with_one(self) -> "Texts":
+        """With the first token of the first response, whether it has one or not."""
+        mask = self.response_mask.clone()
+        mask[0, 0, 0] = True
+        return replace(self, response_mask=mask)
 
     @property
     def lengths(self) -> list[tuple[int, list[int]]]:

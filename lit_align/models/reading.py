@@ -33,11 +33,14 @@ class ResponseReader:
         """What ``say`` keeps of the logits at each response token, ``[M, ...]``, and what the head read, ``[M, H]``.
 
         Args:
-            texts: prompts and responses; at least one response token.
+            texts: prompts and responses.
             say: a function of logits and tokens.
             choice: names of `LAYOUTS` that may be taken, and what may be done to the head: `PICKED`, `CHUNKED`.
             chunk_above: how many logits are computed at once, at most, where the head may be chunked.
         """
+        if not texts.response_mask.any():  # sharded weights need every rank in every forward
+            said, hidden = self.read(texts.with_one(), say, choice, chunk_above)
+            return [values[:0] for values in said], hidden[:0]
         config = self.model.config.get_text_config()
         plan = LAYOUTS[cheapest(texts, choice, config.hidden_size)](texts)
         tokens = texts.response_tokens[texts.response_mask]  # [M]

@@ -1,5 +1,7 @@
 """However responses are laid out, each is read as it is alone: log-probs, values, entropies and gradients."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.testing import assert_close
@@ -171,3 +173,17 @@ def test_a_head_in_chunks_says_the_same(family, tmp_path):
     assert_close(found[0][0], found[1][0], atol=1e-5, rtol=0)
     for ours, theirs in zip(found[0][1], found[1][1], strict=True):
         assert_close(ours, theirs, atol=1e-5 * max(1.0, float(theirs.norm())), rtol=0)
+
+
+def test_nothing_to_read_is_still_a_forward_with_a_gradient(policy):
+    """Of sharded weights every rank must take as many."""
+    policy.layouts, calls = ("tree", PICKED), []
+    handle = policy.model.register_forward_pre_hook(lambda *call: calls.append(1))
+    output = policy(replace(ROLLOUTS, response_mask=torch.zeros_like(MASK)), vocabulary=True, entropy=True)
+    handle.remove()
+    assert len(calls) == 1
+    assert output.token_logps.shape == MASK.shape
+    assert all(not tensor.count_nonzero() for _, tensor, _ in output.tensors())
+    (output.token_logps.sum() + output.values.sum()).backward()
+    assert all(p.grad is not None and not p.grad.count_nonzero() for p in policy.parameters())
+    policy.zero_grad()
