@@ -164,7 +164,8 @@ def _cost(name: str, lengths: list[tuple[int, list[int]]], hidden_size: int) -> 
 def _present(texts: Texts) -> tuple[Tensor, Tensor, Tensor]:
     """Prompts that have a response ``[N']``, and row and column of every response ``[N]``."""
     present = texts.response_mask.any(-1)
-    return (present.any(-1).nonzero().squeeze(-1), *present.nonzero(as_tuple=True))
+    row, column = present.nonzero(as_tuple=True)
+    return present.any(-1).nonzero().squeeze(-1), row, column
 
 
 def _grid(rows: int, width: int, like: Tensor, offset: Tensor) -> Tensor:

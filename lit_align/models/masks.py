@@ -36,12 +36,12 @@ def tree_mask(model: Any, plan: Plan) -> Tensor | dict[str, Tensor]:
     same = (branch[:, None, :] == branch[:, :, None]) | (branch[:, None, :] == 0)
     seen = same & (place[None, :] <= place[:, None])  # [N, query, key]; padding sees padding, so that no row of the softmax is empty
     distance = plan.positions[:, :, None] - plan.positions[:, None, :]
-    masks = {}
+    window, masks = sliding_window(config), {}
     for kind in layer_kinds(config):
         if kind == "full_attention":
             masks[kind] = _as_taken(model, seen)
-        elif kind == "sliding_attention":
-            masks[kind] = _as_taken(model, seen & (distance < sliding_window(config)))
+        elif kind == "sliding_attention" and window is not None:
+            masks[kind] = _as_taken(model, seen & (distance < window))
         else:
             raise NotImplementedError(f"what a layer of kind {kind!r} sees of a tree")
     return masks if len(masks) > 1 else next(iter(masks.values()))

@@ -57,8 +57,8 @@ class ResponseReader:
             return in_chunks(self.model, picked.hidden, tokens, say, max(chunk_above // config.vocab_size, 1)), picked.hidden
         return say(logits, tokens), picked.hidden
 
-    def _cache(self, prefix: Plan, owners: Tensor | None) -> DynamicCache:
-        """Of the prefix, a copy for each row that it owns; with gradient."""
+    def _cache(self, prefix: Plan, owners: Any) -> DynamicCache:
+        """Of the prefix, its row ``owners[n]`` for every row n; with gradient."""
         cache = DynamicCache(config=self.model.config)
         with picking(self.model, prefix.predicting):
             self._forward(prefix, cache)
