@@ -10,7 +10,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from lit_align.models.joining import positions_of
+from lit_align.models.positions import positions_of
 from lit_align.types import AlignmentBatch, Rollouts
 
 
@@ -29,8 +29,13 @@ class Texts:
         """Those of a batch."""
         return cls(batch.prompt_tokens, batch.prompt_mask, batch.response_tokens, batch.response_mask)
 
+    def placed(self, values: Tensor) -> Tensor:
+        """What was computed for every response token ``[M, ...]`` at its place, 0 elsewhere, ``[B, K, T, ...]``."""
+        mask = self.response_mask
+        return values.new_zeros(*mask.shape, *values.shape[1:]).index_put((mask,), values)
+
     def with_one(self) -> "Texts":
-        """With the first token of the first response, whether it has one or not."""
+        """With the first token of the first response, whether it has one or not: sharded weights need every rank in every forward."""
         mask = self.response_mask.clone()
         mask[0, 0, 0] = True
         return replace(self, response_mask=mask)

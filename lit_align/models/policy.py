@@ -12,10 +12,10 @@ from transformers import DynamicCache
 from lit_align.functional.entropy import token_entropy
 from lit_align.functional.logprobs import token_logps, vocabulary_logps
 from lit_align.models.chat import check_options, render
-from lit_align.models.joining import positions_of
 from lit_align.models.layouts import Texts
 from lit_align.models.loading import DType, checkpoint_activations, load_causal, load_tokenizer
 from lit_align.models.lora import LoRA, add_adapter, checkpoint_adapter_only, merge_into
+from lit_align.models.positions import positions_of
 from lit_align.models.probe import describe, probe
 from lit_align.models.reading import UNPROBED, ResponseReader
 from lit_align.models.reference import AdapterOffReference, FrozenReference
@@ -106,23 +106,20 @@ class CausalPolicy(Policy):
 
     def forward(self, batch: AlignmentBatch | Rollouts, vocabulary: bool = False, entropy: bool = False) -> PolicyOutput:
         """See `Policy.forward`; in one of the layouts that `choose_layouts` found, else in padded rows. 0 outside the response."""
-        mask = batch.response_mask
+        texts = Texts.of(batch)
 
         def say(logits: Tensor, tokens: Tensor) -> list[Tensor]:
             found = [token_logps(logits, tokens, self.temperature)]
             found += [token_entropy(logits, self.temperature)] if entropy else []
             return found + ([vocabulary_logps(logits, self.temperature)] if vocabulary else [])
 
-        def placed(values: Tensor) -> Tensor:  # [M, ...] to [B, K, T, ...]
-            return values.new_zeros(*mask.shape, *values.shape[1:]).index_put((mask,), values)
-
-        said, hidden = self._reader.read(Texts.of(batch), say, self.layouts or UNPROBED)
-        said = [placed(values) for values in said]
+        said, hidden = self._reader.read(texts, say, self.layouts or UNPROBED)
+        said = [texts.placed(values) for values in said]
         return PolicyOutput(
             token_logps=said[0],
             entropy=said[1] if entropy else None,
             vocabulary_logps=said[-1] if vocabulary else None,
-            values=None if self._value_head is None else placed(read_values(self._value_head, hidden)),
+            values=None if self._value_head is None else texts.placed(read_values(self._value_head, hidden)),
         )
 
     def choose_layouts(self) -> None:

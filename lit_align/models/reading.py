@@ -38,7 +38,7 @@ class ResponseReader:
             choice: names of `LAYOUTS` that may be taken, and what may be done to the head: `PICKED`, `CHUNKED`.
             chunk_above: how many logits are computed at once, at most, where the head may be chunked.
         """
-        if not texts.response_mask.any():  # sharded weights need every rank in every forward
+        if not texts.response_mask.any():
             said, hidden = self.read(texts.with_one(), say, choice, chunk_above)
             return [values[:0] for values in said], hidden[:0]
         config = self.model.config.get_text_config()
