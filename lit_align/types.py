@@ -242,11 +242,6 @@ class AlignmentBatch(TensorRecord):
         trim = {"P": slice(start, None), "T": slice(0, end)}
         return picked.map_tensors(lambda tensor, letters: tensor[..., trim[letters[-1]]] if letters[-1:] in trim else tensor)
 
-    def responses(self, rows: Tensor, columns: Tensor) -> "AlignmentBatch":
-        """These responses only, ``[N]`` row and column numbers, each as a prompt with K = 1; without what compares siblings."""
-        single = replace(self, preferences=None, pairs=None)
-        return single.map_tensors(lambda x, a: x[rows, columns].unsqueeze(1) if a[:2] == "BK" else x[rows] if a[:1] == "B" else x)
-
     @property
     def used(self) -> Tensor:
         """Which responses an objective can depend on, bool ``[B, K]``: the valid ones with a weight, and in a pair, where
@@ -560,6 +555,7 @@ class Policy(TextModel):
     ``reference_offload`` the reference's weights wait on the CPU while it does not score."""
 
     reference_offload: bool = False
+    layouts: tuple[str, ...] = ()  # in which forwards are computed, as `choose_layouts` found; kept in checkpoints
     temperature: float
     eos_ids: frozenset[int]
     special_ids: frozenset[int]  # tokens that `decode` leaves out
@@ -567,7 +563,11 @@ class Policy(TextModel):
     @abstractmethod
     def forward(self, batch: "AlignmentBatch | Rollouts", vocabulary: bool = False, entropy: bool = False) -> PolicyOutput:
         """Log-probs of the response tokens, with gradient; if asked for, of the whole ``vocabulary`` at each of them, and entropies.
-        Values where there is a value head."""
+        Values where there is a value head. 0 outside the response mask, in which a response may have no token."""
+
+    def choose_layouts(self) -> None:
+        """Find out how this model may be computed without another result, and keep it in ``layouts``; those of a resumed run stay where
+        they are still right. Once per fit, on every rank, where the weights are in their place and under the precision of training."""
 
     @property
     def value_head(self) -> nn.Module | None:

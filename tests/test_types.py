@@ -115,17 +115,6 @@ def test_rows_are_those_asked_for_without_columns_that_are_padding_in_all(index,
     assert (found.response_normaliser, found.token_normaliser, found.pair_normaliser, found.dropout_seed) == (6.0, 12.0, 5.0, 3)
 
 
-def test_single_responses_are_prompts_of_their_own(batch: AlignmentBatch) -> None:
-    found = full(batch).responses(torch.tensor([2, 0, 0]), torch.tensor([1, 1, 0]))
-    whole = full(batch)
-    assert found.pairs is found.preferences is None
-    for name in ("response_tokens", "response_mask", "sampling_logps", "weights", "targets", "valid"):
-        expected = getattr(whole, name)
-        assert getattr(found, name).tolist() == torch.stack([expected[2, 1], expected[0, 1], expected[0, 0]]).unsqueeze(1).tolist(), name
-    assert found.prompt_ids.tolist() == [102, 100, 100]
-    assert found.prompt_tokens.tolist() == whole.prompt_tokens[[2, 0, 0]].tolist()
-
-
 def test_what_is_used_is_valid_weighted_and_in_a_pair(batch: AlignmentBatch) -> None:
     everything = torch.ones(3, 2, dtype=torch.bool)
     assert replace(batch, valid=everything).used.all()

@@ -12,7 +12,7 @@ from torch import Tensor
 from lit_align.algorithms.anchors import Anchor, Initial, check_checkpoint
 from lit_align.algorithms.exact_kl import read_with_kl
 from lit_align.algorithms.heldout import prediction_rows, sample_metrics, unlabelled_batch
-from lit_align.algorithms.reduction import counted, in_chunks, scattered, widened
+from lit_align.algorithms.reduction import counted, in_chunks, widened
 from lit_align.algorithms.stepping import OptimizerCallable, ScheduleCallable, SteppingModule
 from lit_align.functional.distributed import global_mean
 from lit_align.functional.logprobs import response_logps
@@ -137,9 +137,23 @@ class AlignmentModule(SteppingModule):
             raise UserError("predict writes sampled answers: use OnlineDataModule with eval_prompts.")
         return prediction_rows(batch)
 
+    @final
+    def on_fit_start(self) -> None:
+        """Choose how forwards are laid out, before the first of them."""
+        with self.trainer.precision_plugin.forward_context():
+            self.policy.choose_layouts()
+
+    @final
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep that choice: another one rounds differently."""
+        checkpoint["layouts"] = self.policy.layouts
+
     def check_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
-        """See `anchors.check_checkpoint`."""
+        """See `anchors.check_checkpoint`; and take the layouts of the run that wrote it."""
         check_checkpoint(self.anchor, checkpoint, "reference_weights.")
+        saved = tuple(checkpoint.get("layouts", ()))
+        if saved and (not self.policy.layouts or set(saved) <= set(self.policy.layouts)):  # chosen before the checkpoint is read, or after
+            self.policy.layouts = saved
 
     def _load_initial(self) -> Reference:
         reference = self.policy.make_reference()
@@ -197,14 +211,7 @@ class AlignmentModule(SteppingModule):
     def _read(self, batch: AlignmentBatch) -> PolicyOutput:
         """What the policy says of the responses that the objective depends on: of K = 8, best against worst reads 2."""
         used = batch.used
-        if used.all():
-            return self._forward(batch)
-        rows, columns = used.nonzero(as_tuple=True)
-        if not len(rows):  # sharded policies need every rank in every forward
-            rows = columns = rows.new_zeros(1)
-        single = batch.responses(rows, columns)
-        output = self._forward(single.rows(torch.arange(len(rows), device=rows.device)))
-        return output.map_tensors(lambda values, _: scattered(values, rows, columns, batch))
+        return self._forward(batch if used.all() else replace(batch, response_mask=batch.response_mask & used.unsqueeze(-1)))
 
     def _forward(self, batch: AlignmentBatch) -> PolicyOutput:
         """One training forward of all that `needs` asks for."""

@@ -50,9 +50,3 @@ def widened(values: Tensor, batch: AlignmentBatch, part: AlignmentBatch) -> Tens
     """What was read of some rows, ``[b, K, t]``, as wide as the batch they are of; 0 outside the response, ``[b, K, T]``."""
     missing = batch.response_mask.shape[-1] - part.response_mask.shape[-1]
     return torch.nn.functional.pad(values.where(part.response_mask, 0.0), (0, missing))
-
-
-def scattered(values: Tensor, rows: Tensor, columns: Tensor, batch: AlignmentBatch) -> Tensor:
-    """What was computed for some responses ``[N, 1, t]`` at their place in the batch, 0 elsewhere, ``[B, K, T]``."""
-    wide = torch.nn.functional.pad(values, (0, batch.response_mask.shape[-1] - values.shape[-1]))
-    return values.new_zeros(batch.response_mask.shape).index_put((rows, columns), wide.squeeze(1))

@@ -5,15 +5,19 @@ import os
 from collections.abc import Sequence
 from typing import Any, final
 
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from transformers import DynamicCache
 
 from lit_align.functional.entropy import token_entropy
 from lit_align.functional.logprobs import token_logps, vocabulary_logps
 from lit_align.models.chat import check_options, render
-from lit_align.models.joining import joined_rows, positions_of
+from lit_align.models.layouts import Texts
 from lit_align.models.loading import DType, checkpoint_activations, load_causal, load_tokenizer
 from lit_align.models.lora import LoRA, add_adapter, checkpoint_adapter_only, merge_into
+from lit_align.models.positions import positions_of
+from lit_align.models.probe import describe, probe
+from lit_align.models.reading import UNPROBED, ResponseReader
 from lit_align.models.reference import AdapterOffReference, FrozenReference
 from lit_align.models.turns import TurnEncoder
 from lit_align.models.value_head import new_value_head, read_values
@@ -81,6 +85,7 @@ class CausalPolicy(Policy):
             raise UserError(f"{type(self.model).__name__} takes no `past_key_values`: models without a key-value cache aren't supported.")
         self._takes_positions = "position_ids" in accepted
         self._takes_keep = "logits_to_keep" in accepted
+        self._reader = ResponseReader(self.model)
         self._vocabulary = self.model.get_input_embeddings().weight.shape[0]
         self.bos_id = self.tokenizer.bos_token_id
         self.eos_ids = self._find_eos_ids()
@@ -100,23 +105,38 @@ class CausalPolicy(Policy):
         return self._value_head
 
     def forward(self, batch: AlignmentBatch | Rollouts, vocabulary: bool = False, entropy: bool = False) -> PolicyOutput:
-        """One row per response, prompt padded on the left and response on the right; the heads read response positions only."""
-        shape = batch.response_tokens.shape
-        tokens, mask = joined_rows(batch)
-        output = self._run(tokens, mask, keep=shape[-1], output_hidden_states=self._value_head is not None)
-        logits = output.logits[:, -shape[-1] :]  # [B*K, T, V]
-        found = {"token_logps": token_logps(logits, batch.response_tokens.flatten(0, 1), self.temperature)}
-        if self._value_head is not None:
-            found["values"] = read_values(self._value_head, output.hidden_states[-1][:, -shape[-1] :])
-        if entropy:
-            found["entropy"] = token_entropy(logits, self.temperature)
-        table = vocabulary_logps(logits, self.temperature).view(*shape, -1) if vocabulary else None
-        return PolicyOutput(**{name: values.view(shape) for name, values in found.items()}, vocabulary_logps=table)
+        """See `Policy.forward`; in one of the layouts that `choose_layouts` found, else in padded rows. 0 outside the response."""
+        texts = Texts.of(batch)
+
+        def say(logits: Tensor, tokens: Tensor) -> list[Tensor]:
+            found = [token_logps(logits, tokens, self.temperature)]
+            found += [token_entropy(logits, self.temperature)] if entropy else []
+            return found + ([vocabulary_logps(logits, self.temperature)] if vocabulary else [])
+
+        said, hidden = self._reader.read(texts, say, self.layouts or UNPROBED)
+        said = [texts.placed(values) for values in said]
+        return PolicyOutput(
+            token_logps=said[0],
+            entropy=said[1] if entropy else None,
+            vocabulary_logps=said[-1] if vocabulary else None,
+            values=None if self._value_head is None else texts.placed(read_values(self._value_head, hidden)),
+        )
+
+    def choose_layouts(self) -> None:
+        """See `Policy.choose_layouts`.
+
+        Raises:
+            UserError: if the model does not say of padded rows what it says of single texts.
+        """
+        found = probe(self.model, self.context_length)
+        if not set(self.layouts) <= set(found) or not self.layouts:
+            self.layouts = found
+            rank_zero_info(describe(self.model, found))
 
     def next_token_logits(self, tokens: Tensor, mask: Tensor, cache: Any = None) -> tuple[Tensor, Any]:
         """See `Policy.next_token_logits`; the cache is a ``transformers.DynamicCache``."""
         cache = DynamicCache(config=self.model.config) if cache is None else cache
-        return self._run(tokens, mask, keep=1, cache=cache).logits[:, -1].float() / self.temperature, cache
+        return self._run(tokens, mask, cache).logits[:, -1].float() / self.temperature, cache
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of a prompt; BOS once, no trailing EOS, never empty."""
@@ -167,6 +187,7 @@ class CausalPolicy(Policy):
         copy = CausalPolicy(
             self.path, self.temperature, self.dtype, self.chat_template, self.template_options, attn_implementation=self.attn_implementation
         )
+        copy.layouts = self.layouts  # so that both round alike
         return FrozenReference(copy, offload=self.reference_offload)
 
     def save(self, folder: str) -> None:
@@ -190,16 +211,14 @@ class CausalPolicy(Policy):
         tokens = list(self.tokenizer(text)["input_ids"])
         return tokens[1:] if tokens[:2] == [self.bos_id, self.bos_id] else tokens
 
-    def _run(self, tokens: Tensor, mask: Tensor, keep: int, cache: DynamicCache | None = None, output_hidden_states: bool = False) -> Any:
-        """What the model says; of its logits ``[N, ..., V]`` the last ``keep`` positions count."""
-        options: dict[str, Any] = {"past_key_values": cache} if cache is not None else {}
-        if output_hidden_states:
-            options["output_hidden_states"] = True
+    def _run(self, tokens: Tensor, mask: Tensor, cache: DynamicCache) -> Any:
+        """What the model says after what is in the cache; of its logits ``[N, ..., V]`` the last position counts."""
+        options: dict[str, Any] = {}
         if self._takes_positions:
             options["position_ids"] = positions_of(mask)[:, -tokens.shape[1] :]
         if self._takes_keep:
-            options["logits_to_keep"] = keep
-        return self.model(input_ids=tokens, attention_mask=mask.long(), use_cache=cache is not None, **options)
+            options["logits_to_keep"] = 1
+        return self.model(input_ids=tokens, attention_mask=mask.long(), past_key_values=cache, use_cache=True, **options)
 
     def _find_eos_ids(self) -> frozenset[int]:
         """Every id that ends a response: of the generation config, the model config and the tokenizer."""

@@ -1,12 +1,11 @@
 """A language model that expects a reward before every token, beside the policy."""
 
-import inspect
 import os
 from typing import Any, final
 
 from torch import Tensor, nn
 
-from lit_align.models.joining import joined_rows, positions_of
+from lit_align.models.layouts import Texts, rows_plan
 from lit_align.models.loading import DType, checkpoint_activations, load_scorer, load_tokenizer
 from lit_align.models.policy import CausalPolicy
 from lit_align.models.value_head import read_values
@@ -51,15 +50,14 @@ class ValueModel(Critic):
         self.head = head
         self.trunk.config.get_text_config().use_cache = False  # nothing is generated
         self.train()  # from_pretrained gives eval mode, in which a configured dropout would do nothing
-        self._takes_positions = "position_ids" in inspect.signature(self.trunk.forward).parameters
 
     def forward(self, batch: AlignmentBatch) -> Tensor:
         """See `Critic.forward`."""
-        shape = batch.response_tokens.shape
-        tokens, mask = joined_rows(batch)
-        options = {"position_ids": positions_of(mask)} if self._takes_positions else {}
-        hidden = self.trunk(input_ids=tokens, attention_mask=mask.long(), **options).last_hidden_state
-        return read_values(self.head, hidden[:, -shape[-1] :]).view(shape)
+        texts = Texts.of(batch)
+        asked = int(texts.response_mask.sum())
+        plan = rows_plan(texts if asked else texts.with_one())
+        hidden = self.trunk(input_ids=plan.tokens).last_hidden_state.flatten(0, 1)[plan.predicting]
+        return texts.placed(read_values(self.head, hidden)[:asked])
 
     def check(self, policy: Policy) -> None:
         """See `Critic.check`."""

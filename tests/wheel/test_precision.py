@@ -39,8 +39,9 @@ def test_a_wrong_position_in_the_cache_ends_the_run(shift: int, tiny: str, root:
     model = module.policy.model
     forward = model.forward
 
-    def shifted(*args: Any, position_ids: Tensor, **options: Any) -> Any:
-        return forward(*args, position_ids=position_ids + shift if position_ids.shape[1] == 1 else position_ids, **options)
+    def shifted(*args: Any, position_ids: Tensor | None = None, **options: Any) -> Any:
+        moved = position_ids is not None and position_ids.shape[1] == 1
+        return forward(*args, position_ids=position_ids + shift if moved else position_ids, **options)
 
     monkeypatch.setattr(model, "forward", shifted)
     with pytest.raises(

@@ -1,0 +1,78 @@
+"""What a language model says of the responses of a batch, in the cheapest layout that was found to be exact for it."""
+
+import inspect
+from collections.abc import Sequence
+from typing import Any, final
+
+from torch import Tensor
+from transformers import DynamicCache
+
+from lit_align.models.head import CHUNK_ABOVE, Say, in_chunks, picking
+from lit_align.models.layouts import LAYOUTS, Plan, Texts, cheapest
+from lit_align.models.masks import tree_mask
+
+PICKED, CHUNKED = "picked head", "chunked head"
+UNPROBED = ("rows", PICKED)  # what is taken where nothing was tried
+
+
+@final
+class ResponseReader:
+    """Reads responses by a Hugging Face causal language model.
+
+    Args:
+        model: called as a whole only, so that whatever gathers sharded weights hooks into it.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self._takes_positions = "position_ids" in inspect.signature(model.forward).parameters
+
+    def read(
+        self, texts: Texts, say: Say, choice: Sequence[str] = UNPROBED, chunk_above: int = CHUNK_ABOVE
+    ) -> tuple[Sequence[Tensor], Tensor]:
+        """What ``say`` keeps of the logits at each response token, ``[M, ...]``, and what the head read, ``[M, H]``.
+
+        Args:
+            texts: prompts and responses.
+            say: a function of logits and tokens.
+            choice: names of `LAYOUTS` that may be taken, and what may be done to the head: `PICKED`, `CHUNKED`.
+            chunk_above: how many logits are computed at once, at most, where the head may be chunked.
+        """
+        if not texts.response_mask.any():
+            said, hidden = self.read(texts.with_one(), say, choice, chunk_above)
+            return [values[:0] for values in said], hidden[:0]
+        config = self.model.config.get_text_config()
+        plan = LAYOUTS[cheapest(texts, choice, config.hidden_size)](texts)
+        tokens = texts.response_tokens[texts.response_mask]  # [M]
+        cache = None if plan.prefix is None else self._cache(plan.prefix, plan.owners)
+        if PICKED not in choice:
+            output = self._forward(plan, cache, output_hidden_states=True)
+            logits, hidden = (x.flatten(0, 1)[plan.predicting] for x in (output.logits, output.hidden_states[-1]))
+            return say(logits, tokens), hidden
+        chunked = CHUNKED in choice and len(tokens) * config.vocab_size > chunk_above
+        with picking(self.model, plan.predicting, first_only=chunked) as picked:
+            logits = self._forward(plan, cache).logits[0]
+        assert picked.hidden is not None
+        if chunked:
+            return in_chunks(self.model, picked.hidden, tokens, say, max(chunk_above // config.vocab_size, 1)), picked.hidden
+        return say(logits, tokens), picked.hidden
+
+    def _cache(self, prefix: Plan, owners: Any) -> DynamicCache:
+        """Of the prefix, its row ``owners[n]`` for every row n; with gradient."""
+        cache = DynamicCache(config=self.model.config)
+        with picking(self.model, prefix.predicting):
+            self._forward(prefix, cache)
+        cache.reorder_cache(owners)
+        return cache
+
+    def _forward(self, plan: Plan, cache: DynamicCache | None, **options: Any) -> Any:
+        """The model's own output for the rows of a plan."""
+        if self._takes_positions and plan.positions is not None:
+            options["position_ids"] = plan.positions
+        if plan.branches is not None:
+            options["attention_mask"] = tree_mask(self.model, plan)
+        elif plan.mask is not None:
+            options["attention_mask"] = plan.mask.long()
+        if cache is not None:
+            options["past_key_values"] = cache
+        return self.model(input_ids=plan.tokens, use_cache=cache is not None, **options)

@@ -1,0 +1,189 @@
+"""However responses are laid out, each is read as it is alone: log-probs, values, entropies and gradients."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.testing import assert_close
+from transformers import CohereConfig, GraniteConfig
+
+from lit_align.models import CausalPolicy, LoRA
+from lit_align.models.dropout import switch_off_dropout
+from lit_align.models.layouts import LAYOUTS, Texts, cheapest
+from lit_align.models.reading import CHUNKED, PICKED, ResponseReader
+from tests.models.batches import make_rollouts
+from tests.models.test_families import DECODER, FAMILIES, SPECIAL, write_family
+from tests.tiny import write_tiny
+
+EOS = 1
+PROMPTS = [[2, 5], [7], [3, 4, 5, 6, 7, 8, 9], [2, 2, 11]]
+RESPONSES = [[[5, 6, EOS], [EOS]], [[3, 4, 5, 6, 7, 8], [9, EOS]], [[12, 13, EOS], [13]], [[EOS], [4, 4, 4, 4, EOS]]]
+ROLLOUTS = make_rollouts(PROMPTS, RESPONSES, 0, extra=(1, 2))
+MASK = ROLLOUTS.response_mask
+OPTIONS = {
+    "whole": {},
+    "lora": {"lora": LoRA(rank=2)},
+    "checkpointing": {"gradient_checkpointing": True},
+    "eager": {"attn_implementation": "eager"},
+}
+
+
+def gradients(policy: CausalPolicy, logps: torch.Tensor) -> list[torch.Tensor]:
+    """Of a sum that tells the tokens apart, with respect to all that is trained."""
+    weights = torch.linspace(-1, 1, logps.numel())
+    return list(torch.autograd.grad((logps * weights).sum(), [p for p in policy.parameters() if p.requires_grad]))
+
+
+def alone(policy: CausalPolicy) -> torch.Tensor:
+    """Every response by one row without padding, mask, positions or cache; with gradient, ``[M]``."""
+    found = []
+    for prompt, group in zip(PROMPTS, RESPONSES, strict=True):
+        for response in group:
+            logits = policy.model(input_ids=torch.tensor([[*prompt, *response]])).logits[0, len(prompt) - 1 : -1]
+            found.append((logits / policy.temperature).log_softmax(-1)[torch.arange(len(response)), torch.tensor(response)])
+    return torch.cat(found)
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_the_probe_allows_is_exact(family, option, tmp_path):
+    torch.manual_seed(0)
+    policy = CausalPolicy(write_family(tmp_path, FAMILIES[family]), temperature=0.7, **OPTIONS[option])
+    for name, parameter in policy.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    policy.choose_layouts()  # whatever dropout its config has
+    switch_off_dropout(policy)
+    fast = ("tree",) if option == "checkpointing" else ("prefix", "tree")  # with which models drop the cache and say nothing
+    allowed = tuple(name for name in fast if name != "tree" or "takes no positions" not in family)
+    assert policy.layouts == ("rows", *allowed, PICKED, CHUNKED)
+    expected = alone(policy)
+    expected_gradients = gradients(policy, expected)
+    for layout in ("rows", *allowed):
+        policy.layouts = (layout, PICKED)
+        logps = policy(ROLLOUTS).token_logps
+        assert_close(logps[MASK], expected, atol=2e-5, rtol=0)
+        assert logps[~MASK].count_nonzero() == 0
+        for ours, theirs in zip(gradients(policy, logps[MASK]), expected_gradients, strict=True):
+            assert_close(ours, theirs, atol=1e-5 * max(1.0, float(theirs.norm())), rtol=0)
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory):
+    made = CausalPolicy(write_tiny(tmp_path_factory.mktemp("layouts")), value_head=True)
+    torch.nn.init.normal_(made.value_head.weight, generator=torch.Generator().manual_seed(0))
+    return made
+
+
+@pytest.mark.parametrize("choice", [("prefix", PICKED), ("tree", PICKED), ("rows",)])
+def test_values_entropies_and_whole_distributions_too(choice, policy):
+    policy.layouts = ()
+    expected = policy(ROLLOUTS, vocabulary=True, entropy=True)
+    policy.layouts = choice
+    found = policy(ROLLOUTS, vocabulary=True, entropy=True)
+    for (name, ours, letters), (other, theirs, _) in zip(found.tensors(), expected.tensors(), strict=True):
+        assert name == other
+        assert_close(ours, theirs, atol=1e-5, rtol=0)
+        assert ours[~MASK].count_nonzero() == 0
+        assert ours[MASK].std() > 1e-2, letters
+    assert_close(found.vocabulary_logps[MASK].exp().sum(-1), torch.ones(int(MASK.sum())))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_response_without_tokens_is_not_read(layout, policy):
+    """Nor is a prompt without responses."""
+    policy.layouts = ()
+    whole = policy(ROLLOUTS).token_logps
+    mask = MASK.clone()
+    mask[1] = mask[2, 0] = False
+    texts = Texts(ROLLOUTS.prompt_tokens, ROLLOUTS.prompt_mask, ROLLOUTS.response_tokens, mask)
+    plan = LAYOUTS[layout](texts)
+    assert len(plan.tokens) == (3 if layout == "tree" else 5)
+    assert plan.prefix is None or len(plan.prefix.tokens) == 3
+    said, _ = ResponseReader(policy.model).read(
+        texts, lambda logits, tokens: [logits.log_softmax(-1)[range(len(tokens)), tokens]], (layout, PICKED)
+    )
+    assert_close(said[0], whole[mask], atol=2e-5, rtol=0)
+
+
+def test_a_tree_holds_what_is_read_and_padding_at_its_end_only():
+    plan = LAYOUTS["tree"](Texts.of(ROLLOUTS))
+    assert plan.tokens.tolist() == [
+        [2, 5, 5, 6, 0, 0, 0, 0, 0],
+        [7, 3, 4, 5, 6, 7, 9, 0, 0],
+        [3, 4, 5, 6, 7, 8, 9, 12, 13],
+        [2, 2, 11, 4, 4, 4, 4, 0, 0],
+    ]
+    assert plan.positions.tolist()[1] == [0, 1, 2, 3, 4, 5, 1, 0, 0]
+    assert plan.branches.tolist()[1] == [0, 1, 1, 1, 1, 1, 2, -1, -1]
+    assert plan.predicting.tolist()[:4] == [1, 2, 3, 1]  # both responses begin after slot 1
+
+
+def of_lengths(*groups: tuple[int, list[int]]) -> Texts:
+    """Texts of these lengths: a prompt, its responses."""
+    return Texts.of(make_rollouts([[3] * p for p, _ in groups], [[[4] * r for r in g] for _, g in groups], 0))
+
+
+@pytest.mark.parametrize(
+    ("texts", "picked"),
+    [
+        (of_lengths((20, [9]), (30, [9])), "rows"),  # nothing is shared
+        (of_lengths((64, [8, 20, 60, 9]), (40, [33, 8, 8, 64])), "tree"),  # uneven: the others would pad
+        (of_lengths((64, [64] * 8), (64, [64] * 8)), "prefix"),  # even and many: the tree's square costs
+        (of_lengths((64, [64, 9]), (64, [64, 9])), "tree"),
+        (of_lengths((1, [64] * 4), (1, [64] * 4)), "rows"),  # no prompt to share
+    ],
+)
+def test_the_cheapest_layout_is_a_function_of_lengths(texts, picked):
+    assert cheapest(texts, tuple(LAYOUTS), 64) == picked
+    assert cheapest(texts, ("rows", PICKED), 64) == "rows"
+
+
+def test_wide_models_pay_more_for_slots_and_narrow_ones_for_pairs():
+    """Tree: 2 x 66 slots of 66 pairs. Prefix: 2 x 7 of 7, then 4 x 32 of 39."""
+    texts = of_lengths((8, [32, 28]), (8, [28, 32]))
+    slots = {"tree": 2 * 66, "prefix": 2 * 7 + 4 * 32}
+    pairs = {"tree": 2 * 66 * 66, "prefix": 2 * 7 * 7 + 4 * 32 * 39}
+    even = (pairs["tree"] - pairs["prefix"]) / (slots["prefix"] - slots["tree"]) / 6
+    assert cheapest(texts, tuple(LAYOUTS), int(even) - 1) == "prefix"
+    assert cheapest(texts, tuple(LAYOUTS), int(even) + 2) == "tree"
+
+
+@pytest.mark.parametrize("family", ["gemma2, a window of 5", "cohere", "granite", "llama"])
+def test_a_head_in_chunks_says_the_same(family, tmp_path):
+    """After whatever the family does to its logits, with a gradient to the head as well."""
+    scaled = {
+        "cohere": CohereConfig(**SPECIAL, **DECODER, logit_scale=0.3),
+        "granite": GraniteConfig(**SPECIAL, **DECODER, logits_scaling=2.0),
+    }
+    policy = CausalPolicy(write_family(tmp_path, (FAMILIES | scaled)[family]))
+    policy.choose_layouts()
+    assert CHUNKED in policy.layouts
+    reader, texts, most = ResponseReader(policy.model), Texts.of(ROLLOUTS), []
+
+    def say(logits: torch.Tensor, tokens: torch.Tensor) -> list[torch.Tensor]:
+        most.append(len(logits))
+        return [logits.log_softmax(-1)[range(len(tokens)), tokens]]
+
+    found = []
+    for above in (4 * 14, 1 << 28):
+        said, _ = reader.read(texts, say, ("tree", PICKED, CHUNKED), chunk_above=above)
+        found.append((said[0], gradients(policy, said[0])))
+    assert sorted(most) == [2] * 2 + [4] * 10 + [22]  # each chunk once more for its gradient
+    assert_close(found[0][0], found[1][0], atol=1e-5, rtol=0)
+    for ours, theirs in zip(found[0][1], found[1][1], strict=True):
+        assert_close(ours, theirs, atol=1e-5 * max(1.0, float(theirs.norm())), rtol=0)
+
+
+def test_nothing_to_read_is_still_a_forward_with_a_gradient(policy):
+    """Of sharded weights every rank must take as many."""
+    policy.layouts, calls = ("tree", PICKED), []
+    handle = policy.model.register_forward_pre_hook(lambda *call: calls.append(1))
+    output = policy(replace(ROLLOUTS, response_mask=torch.zeros_like(MASK)), vocabulary=True, entropy=True)
+    handle.remove()
+    assert len(calls) == 1
+    assert output.token_logps.shape == MASK.shape
+    assert all(not tensor.count_nonzero() for _, tensor, _ in output.tensors())
+    (output.token_logps.sum() + output.values.sum()).backward()
+    assert all(p.grad is not None and not p.grad.count_nonzero() for p in policy.parameters())
+    policy.zero_grad()
