@@ -58,7 +58,7 @@ def add_adapter(model: Any, lora: LoRA) -> frozenset[str]:
     """Freeze a Hugging Face model, give it an adapter in place, and return the names of the adapter's parameters.
 
     Raises:
-        UserError: if a target is no layer of this model, or is an embedding that is tied to the head.
+        UserError: if a target is no layer of this model, is one that peft can't adapt, or is an embedding that is tied to the head.
     """
     _check_targets(model, lora.targets)
     config = LoraConfig(
@@ -68,7 +68,10 @@ def add_adapter(model: Any, lora: LoRA) -> frozenset[str]:
         target_modules=lora.targets,
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),  # GPT-2 keeps its matrices transposed
     )
-    inject_adapter_in_model(config, model, NAME)
+    try:
+        inject_adapter_in_model(config, model, NAME)
+    except ValueError as error:
+        raise UserError(f"lora.targets {lora.targets!r} can't be adapted in {type(model).__name__}: {error}") from error
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     for parameter in trained.values():
         parameter.data = parameter.data.float()
