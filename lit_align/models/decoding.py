@@ -19,6 +19,7 @@ from lit_align.types import UserError
 CACHES = ("past_key_values", "cache_params")  # what models call their argument for a cache
 PROMPTS, STEPS, DROP = (2, 7), 8, 4  # of the probe: lengths of its prompts, tokens that follow, and the one after which a row is dropped
 EXACT, ROUNDED = 1e-3, 0.25  # nats per token that rounding may explain, in float32 and in anything less
+SAME = 1e-4  # nats on any token that the faster way may be off
 
 
 class RowCache(ABC):
@@ -126,12 +127,13 @@ class RereadRows(RowCache):
 WAYS: tuple[type[RowCache], ...] = (PaddedRows, PromptMaskedRows, EqualRows, RereadRows)
 
 
-def chosen_way(model: Any, reserved: frozenset[int]) -> type[RowCache]:
+def chosen_way(model: Any, reserved: frozenset[int], faster: type[RowCache] | None = None) -> type[RowCache]:
     """The first of `WAYS` in which ``model`` says of a text what it says of it when it reads it alone and at once.
 
     Args:
         model: a Hugging Face causal language model, in eval mode.
         reserved: tokens that may mean more to it than a word, such as padding.
+        faster: taken instead of `PaddedRows` if it also does so, to `SAME`.
 
     Raises:
         UserError: if there is none.
@@ -146,6 +148,8 @@ def chosen_way(model: Any, reserved: frozenset[int]) -> type[RowCache]:
             errors.append(f"{way.__name__} {type(error).__name__}")
             continue
         if float(gaps.max()) <= _tolerance(model):
+            if way is PaddedRows and faster is not None and float((read_in_steps(faster(model), texts) - expected).abs().max()) <= SAME:
+                return faster
             return way
         errors.append(f"{way.__name__} {float(gaps.max()):.2g} nats per token")
     raise UserError(

@@ -11,7 +11,7 @@ import torch
 from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from lit_align.types import UserError
@@ -91,6 +91,13 @@ def adapter_off(model: nn.Module) -> Iterator[None]:
             layer.enable_adapters(True)
 
 
+def change_of(layer: nn.Module) -> Tensor | None:
+    """What the adapter adds to the weight of this layer; None where there is none, or it is off."""
+    if not isinstance(layer, LoraLayer) or layer.disable_adapters:
+        return None
+    return layer.get_delta_weight(NAME)  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue]  (every kind of layer has it)
+
+
 @torch.no_grad()
 def merge_into(fresh: nn.Module, adapted: nn.Module) -> None:
     """Add the adapter's change, unless it is off, to the weights of ``fresh``, the same model loaded again.
@@ -99,9 +106,8 @@ def merge_into(fresh: nn.Module, adapted: nn.Module) -> None:
     and rounded once.
     """
     for name, layer in adapted.named_modules():
-        if isinstance(layer, LoraLayer) and not layer.disable_adapters:
+        if (change := change_of(layer)) is not None:
             weight: Any = fresh.get_submodule(name).weight
-            change: Any = layer.get_delta_weight(NAME)  # pyright: ignore[reportAttributeAccessIssue]  (of every kind of layer there is)
             weight.copy_(weight.float() + change.to(weight.device))
 
 

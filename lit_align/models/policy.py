@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from lit_align.functional.entropy import token_entropy
 from lit_align.functional.logprobs import token_logps, vocabulary_logps
 from lit_align.models.chat import check_options, render
-from lit_align.models.decoding import CACHES, RowCache, chosen_way
+from lit_align.models.decoding import CACHES, PaddedRows, RowCache, chosen_way
+from lit_align.models.fused import FusedRows, fits
 from lit_align.models.joining import joined_rows, positions_of
 from lit_align.models.loading import DType, checkpoint_activations, load_causal, load_tokenizer
 from lit_align.models.lora import LoRA, add_adapter, checkpoint_adapter_only, merge_into
@@ -119,7 +120,9 @@ class CausalPolicy(Policy):
 
     def next_token_logits(self, tokens: Tensor, mask: Tensor, cache: Any = None) -> tuple[Tensor, Any]:
         """See `Policy.next_token_logits`; the cache is a `RowCache`."""
-        cache = self.way(self.model) if cache is None else cache
+        if cache is None:
+            way = PaddedRows if self.way is FusedRows and not fits(self.model) else self.way  # in mixed precision, or moved to a GPU
+            cache = way(self.model)
         return cache.read(tokens, mask).float() / self.temperature, cache
 
     @property
@@ -127,7 +130,8 @@ class CausalPolicy(Policy):
         """How the model is read token by token; found out, and logged, when it is first asked for."""
         if self._way is None:
             with self.inference(), torch.autocast(next(self.parameters()).device.type, enabled=False):
-                self._way = chosen_way(self.model, self.special_ids | self.eos_ids | {self.pad_id})
+                reserved = self.special_ids | self.eos_ids | {self.pad_id}
+                self._way = chosen_way(self.model, reserved, FusedRows if fits(self.model) else None)
             rank_zero_info(f"Samples of {type(self.model).__name__} are drawn by `{self._way.__name__}`, as a probe of the model decided.")
         return self._way
 

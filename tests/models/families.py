@@ -84,7 +84,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 
 # How they are sampled, where it isn't by `PaddedRows`; what LoRA changes, where it can't be every linear layer; and where the training
 # forward, which pads on the left, is wrong.
-WAYS = {"mamba": "PromptMaskedRows", "recurrent_gemma": "RereadRows"}
+WAYS = {**dict.fromkeys(["llama", "qwen2", "qwen3", "mistral"], "FusedRows"), "mamba": "PromptMaskedRows", "recurrent_gemma": "RereadRows"}
 TARGETS = {family: ["in_proj"] for family in ("mamba", "mamba2", "falcon_h1")}
 LEAKS = {"recurrent_gemma": "its convolution reads the padding before a prompt"}
 

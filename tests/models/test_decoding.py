@@ -6,6 +6,7 @@ from torch.testing import assert_close
 
 from lit_align.models import CausalPolicy
 from lit_align.models.decoding import WAYS, EqualRows, PaddedRows, PromptMaskedRows, RereadRows
+from lit_align.models.fused import FusedRows
 from lit_align.types import UserError
 from tests.models.families import write_family
 from tests.models.test_matrix import PROMPTS, check_sampling, sample
@@ -96,7 +97,7 @@ def test_the_choice_is_made_once_and_said_in_words(policy, caplog):
         first = sample(policy)
         second = sample(policy)
     assert [r.message for r in caplog.records if "Samples of" in r.message] == [
-        "Samples of LlamaForCausalLM are drawn by `PaddedRows`, as a probe of the model decided."
+        "Samples of LlamaForCausalLM are drawn by `FusedRows`, as a probe of the model decided."
     ]
     assert torch.equal(first.sampling_logps, second.sampling_logps)
 
@@ -105,7 +106,7 @@ def test_the_probe_draws_nothing_and_leaves_modes_alone(tmp_path):
     policy = CausalPolicy(write_tiny(tmp_path, dropout=0.5))
     policy.train()
     state = torch.get_rng_state()
-    assert policy.way is PaddedRows, "dropout is off while it is probed"
+    assert policy.way is FusedRows, "dropout is off while it is probed"
     assert torch.equal(torch.get_rng_state(), state)
     assert policy.model.training
 
