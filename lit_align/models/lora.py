@@ -11,7 +11,7 @@ import torch
 from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from lit_align.types import UserError
@@ -58,7 +58,7 @@ def add_adapter(model: Any, lora: LoRA) -> frozenset[str]:
     """Freeze a Hugging Face model, give it an adapter in place, and return the names of the adapter's parameters.
 
     Raises:
-        UserError: if a target is no layer of this model, or is an embedding that is tied to the head.
+        UserError: if a target is no layer of this model, is one that peft can't adapt, or is an embedding that is tied to the head.
     """
     _check_targets(model, lora.targets)
     config = LoraConfig(
@@ -68,7 +68,10 @@ def add_adapter(model: Any, lora: LoRA) -> frozenset[str]:
         target_modules=lora.targets,
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),  # GPT-2 keeps its matrices transposed
     )
-    inject_adapter_in_model(config, model, NAME)
+    try:
+        inject_adapter_in_model(config, model, NAME)
+    except ValueError as error:
+        raise UserError(f"lora.targets {lora.targets!r} can't be adapted in {type(model).__name__}: {error}") from error
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     for parameter in trained.values():
         parameter.data = parameter.data.float()
@@ -88,6 +91,13 @@ def adapter_off(model: nn.Module) -> Iterator[None]:
             layer.enable_adapters(True)
 
 
+def change_of(layer: nn.Module) -> Tensor | None:
+    """What the adapter adds to the weight of this layer; None where there is none, or it is off."""
+    if not isinstance(layer, LoraLayer) or layer.disable_adapters:
+        return None
+    return layer.get_delta_weight(NAME)  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue]  (every kind of layer has it)
+
+
 @torch.no_grad()
 def merge_into(fresh: nn.Module, adapted: nn.Module) -> None:
     """Add the adapter's change, unless it is off, to the weights of ``fresh``, the same model loaded again.
@@ -96,9 +106,8 @@ def merge_into(fresh: nn.Module, adapted: nn.Module) -> None:
     and rounded once.
     """
     for name, layer in adapted.named_modules():
-        if isinstance(layer, LoraLayer) and not layer.disable_adapters:
+        if (change := change_of(layer)) is not None:
             weight: Any = fresh.get_submodule(name).weight
-            change: Any = layer.get_delta_weight(NAME)  # pyright: ignore[reportAttributeAccessIssue]  (of every kind of layer there is)
             weight.copy_(weight.float() + change.to(weight.device))
 
 

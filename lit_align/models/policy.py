@@ -5,17 +5,18 @@ import os
 from collections.abc import Sequence
 from typing import Any, final
 
+import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
-from transformers import DynamicCache
 
 from lit_align.functional.entropy import token_entropy
 from lit_align.functional.logprobs import token_logps, vocabulary_logps
 from lit_align.models.chat import check_options, render
+from lit_align.models.decoding import CACHES, PaddedRows, RowCache, chosen_way
+from lit_align.models.fused import FusedRows, fits
 from lit_align.models.layouts import Texts
 from lit_align.models.loading import DType, checkpoint_activations, load_causal, load_tokenizer
 from lit_align.models.lora import LoRA, add_adapter, checkpoint_adapter_only, merge_into
-from lit_align.models.positions import positions_of
 from lit_align.models.probe import describe, probe
 from lit_align.models.reading import UNPROBED, ResponseReader
 from lit_align.models.reference import AdapterOffReference, FrozenReference
@@ -81,10 +82,9 @@ class CausalPolicy(Policy):
         self.model = load_causal(OWNER, self.path, dtype, attn_implementation)
         self.model.train()  # from_pretrained gives eval mode, in which a configured dropout would do nothing
         accepted = inspect.signature(self.model.forward).parameters
-        if "past_key_values" not in accepted:
-            raise UserError(f"{type(self.model).__name__} takes no `past_key_values`: models without a key-value cache aren't supported.")
-        self._takes_positions = "position_ids" in accepted
-        self._takes_keep = "logits_to_keep" in accepted
+        if not set(CACHES) & set(accepted):
+            names = " or ".join(f"`{name}`" for name in CACHES)
+            raise UserError(f"{type(self.model).__name__} takes no {names}: models that don't go on from a cache aren't supported.")
         self._reader = ResponseReader(self.model)
         self._vocabulary = self.model.get_input_embeddings().weight.shape[0]
         self.bos_id = self.tokenizer.bos_token_id
@@ -93,6 +93,7 @@ class CausalPolicy(Policy):
         self.special_ids = frozenset(self.tokenizer.all_special_ids) | {i for i, token in added if token.special}
         self.pad_id = self._find_pad_id()
         self.context_length = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        self._way: type[RowCache] | None = None
         self._value_head = new_value_head(self.model) if value_head else None
         if lora is not None:
             checkpoint_adapter_only(self, frozenset(f"model.{name}" for name in add_adapter(self.model, lora)))
@@ -134,9 +135,21 @@ class CausalPolicy(Policy):
             rank_zero_info(describe(self.model, found))
 
     def next_token_logits(self, tokens: Tensor, mask: Tensor, cache: Any = None) -> tuple[Tensor, Any]:
-        """See `Policy.next_token_logits`; the cache is a ``transformers.DynamicCache``."""
-        cache = DynamicCache(config=self.model.config) if cache is None else cache
-        return self._run(tokens, mask, cache).logits[:, -1].float() / self.temperature, cache
+        """See `Policy.next_token_logits`; the cache is a `RowCache`."""
+        if cache is None:
+            way = PaddedRows if self.way is FusedRows and not fits(self.model) else self.way  # in mixed precision, or moved to a GPU
+            cache = way(self.model)
+        return cache.read(tokens, mask).float() / self.temperature, cache
+
+    @property
+    def way(self) -> type[RowCache]:
+        """How the model is read token by token; found out, and logged, when it is first asked for."""
+        if self._way is None:
+            with self.inference(), torch.autocast(next(self.parameters()).device.type, enabled=False):
+                reserved = self.special_ids | self.eos_ids | {self.pad_id}
+                self._way = chosen_way(self.model, reserved, FusedRows if fits(self.model) else None)
+            rank_zero_info(f"Samples of {type(self.model).__name__} are drawn by `{self._way.__name__}`, as a probe of the model decided.")
+        return self._way
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of a prompt; BOS once, no trailing EOS, never empty."""
@@ -210,15 +223,6 @@ class CausalPolicy(Policy):
         """Token ids of a plain text. BOS once: data that were rendered for a model begin with the one that the tokenizer adds."""
         tokens = list(self.tokenizer(text)["input_ids"])
         return tokens[1:] if tokens[:2] == [self.bos_id, self.bos_id] else tokens
-
-    def _run(self, tokens: Tensor, mask: Tensor, cache: DynamicCache) -> Any:
-        """What the model says after what is in the cache; of its logits ``[N, ..., V]`` the last position counts."""
-        options: dict[str, Any] = {}
-        if self._takes_positions:
-            options["position_ids"] = positions_of(mask)[:, -tokens.shape[1] :]
-        if self._takes_keep:
-            options["logits_to_keep"] = 1
-        return self.model(input_ids=tokens, attention_mask=mask.long(), past_key_values=cache, use_cache=True, **options)
 
     def _find_eos_ids(self) -> frozenset[int]:
         """Every id that ends a response: of the generation config, the model config and the tokenizer."""

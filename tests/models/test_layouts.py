@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tests.models.test_families import DECODER, FAMILIES, SPECIAL, write_family
 from torch.testing import assert_close
 from transformers import CohereConfig, GraniteConfig
 
@@ -12,7 +13,6 @@ from lit_align.models.dropout import switch_off_dropout
 from lit_align.models.layouts import LAYOUTS, Texts, cheapest
 from lit_align.models.reading import CHUNKED, PICKED, ResponseReader
 from tests.models.batches import make_rollouts
-from tests.models.test_families import DECODER, FAMILIES, SPECIAL, write_family
 from tests.tiny import write_tiny
 
 EOS = 1

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from tests.models.test_families import DECODER, SPECIAL, write_family
 from torch import nn
 from torch.testing import assert_close
 from transformers import LlamaForCausalLM, MistralConfig
@@ -14,7 +15,6 @@ from lit_align.models.probe import probe
 from lit_align.models.reading import CHUNKED, PICKED
 from lit_align.types import UserError
 from tests.models.batches import as_batch, make_rollouts
-from tests.models.test_families import DECODER, SPECIAL, write_family
 from tests.tiny import make_dar, make_data, make_trainer, write_tiny
 
 BATCH = as_batch(make_rollouts([[2, 5], [7]], [[[5, 6, 1], [1]], [[3, 4, 5], [9, 1]]], 0))

@@ -10,6 +10,7 @@ from torch.testing import assert_close
 
 from lit_align.algorithms import DAR
 from lit_align.models import CausalPolicy
+from lit_align.models.decoding import PaddedRows
 from lit_align.types import UserError
 from tests.tiny import adamw, make_dar, sgd, write_tiny
 from tests.wheel.harness import fit
@@ -36,6 +37,7 @@ def test_the_first_divergence_is_none(pad: bool, temperature: float, tmp_path: P
 @pytest.mark.parametrize("shift", [-1, 1])
 def test_a_wrong_position_in_the_cache_ends_the_run(shift: int, tiny: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module = make_dar(tiny)
+    module.policy._way = PaddedRows  # as if the probe had been content
     model = module.policy.model
     forward = model.forward
 

@@ -1,0 +1,138 @@
+"""Models that read on in odd ways are served slowly or refused, and never wrongly."""
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from lit_align.models import CausalPolicy
+from lit_align.models.decoding import WAYS, EqualRows, PaddedRows, PromptMaskedRows, RereadRows
+from lit_align.models.fused import FusedRows
+from lit_align.types import UserError
+from tests.models.families import write_family
+from tests.models.test_matrix import PROMPTS, check_sampling, sample
+from tests.tiny import write_tiny
+
+
+def odd(policy: CausalPolicy, change):
+    """The same policy, whose model's ``forward(**options)`` becomes ``change(forward, options)``."""
+    forward = policy.model.forward
+
+    def changed(**options):
+        return change(forward, options)
+
+    policy.model.forward = changed
+    return policy.eval()
+
+
+@pytest.fixture
+def policy(tmp_path):
+    return CausalPolicy(write_tiny(tmp_path), temperature=0.9).eval()
+
+
+def without_mask(forward, options):
+    """Padding is read like text, at positions that nobody asked for."""
+    return forward(**{name: value for name, value in options.items() if name not in ("attention_mask", "position_ids")})
+
+
+class Hidden:
+    """The state is in the model, and whose it is nobody can say."""
+
+    cache = None
+
+    def __call__(self, forward, options):
+        if options.get("use_cache") and options["input_ids"].shape[1] == 1:
+            return forward(**options | {"past_key_values": self.cache})
+        self.cache = options.get("past_key_values")
+        said = forward(**options)
+        if self.cache is not None:
+            self.cache.reorder_cache = lambda index: None
+        return said
+
+
+def masked_twice(forward, options):
+    """A mask that is longer than what is read is taken for one of what is read."""
+    if "attention_mask" in options and options["attention_mask"].shape[1] > options["input_ids"].shape[1]:
+        raise ValueError("The mask is too long.")
+    return forward(**options)
+
+
+def shifted(forward, options):
+    if "position_ids" in options and options["input_ids"].shape[1] == 1:
+        options["position_ids"] = options["position_ids"] + 1
+    return forward(**options)
+
+
+@pytest.mark.parametrize(
+    ("change", "way"), [(without_mask, EqualRows), (Hidden(), RereadRows), (shifted, RereadRows), (lambda f, o: f(**o), PaddedRows)]
+)
+def test_an_odd_model_is_read_in_a_safer_way_with_the_same_result(tmp_path, change, way):
+    policy = odd(CausalPolicy(write_tiny(tmp_path), temperature=0.9), change)
+    assert policy.way is way
+    rollouts = sample(policy, [*PROMPTS, (5, 5)])
+    del policy.model.forward
+    assert len(rollouts.response_mask.sum(-1).unique()) > 1, "rows were dropped on the way"
+    check_sampling(policy, rollouts)
+
+
+def test_a_mask_of_prompts_only(tmp_path):
+    policy = odd(CausalPolicy(write_family(tmp_path, "mamba2")), masked_twice)
+    assert policy.way is PromptMaskedRows
+
+
+def test_what_no_way_serves_is_refused_by_name(policy):
+    calls = []
+
+    def forgetful(forward, options):
+        calls.append(options)
+        said = forward(**options)
+        said.logits = said.logits + 0.1 * len(calls) * torch.arange(14)
+        return said
+
+    with pytest.raises(UserError, match=r"LlamaForCausalLM can't be sampled from: .*PaddedRows \S+ nats.*EqualRows.*RereadRows \S+ nats"):
+        _ = odd(policy, forgetful).way
+
+
+def test_the_choice_is_made_once_and_said_in_words(policy, caplog):
+    with caplog.at_level("INFO"):
+        first = sample(policy)
+        second = sample(policy)
+    assert [r.message for r in caplog.records if "Samples of" in r.message] == [
+        "Samples of LlamaForCausalLM are drawn by `FusedRows`, as a probe of the model decided."
+    ]
+    assert torch.equal(first.sampling_logps, second.sampling_logps)
+
+
+def test_the_probe_draws_nothing_and_leaves_modes_alone(tmp_path):
+    policy = CausalPolicy(write_tiny(tmp_path, dropout=0.5))
+    policy.train()
+    state = torch.get_rng_state()
+    assert policy.way is FusedRows, "dropout is off while it is probed"
+    assert torch.equal(torch.get_rng_state(), state)
+    assert policy.model.training
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_reordered_rows_go_on_as_if_they_were_alone(tmp_path, way):
+    """Repeated, reversed and dropped, at the prompt and later: of a model that every way serves."""
+    policy = CausalPolicy(write_family(tmp_path, "mamba2")).eval()
+    prompts, first, second = [[2, 5], [3, 4, 5, 6, 7], [9, 8]], [3, 4, 5, 6], [7, 8]
+    tokens = torch.tensor([[0, 0, 0, *prompts[0]], prompts[1], [0, 0, 0, *prompts[2]]])
+    mask = tokens != 0
+    order, later = torch.tensor([2, 1, 1, 0]), torch.tensor([3, 1])
+    with policy.inference():
+        cache = way(policy.model)
+        cache.read(tokens, mask)
+        cache.reorder_cache(order)
+        mask = torch.cat([mask[order], torch.ones(4, 1, dtype=torch.bool)], 1)
+        cache.read(torch.tensor(first).unsqueeze(-1), mask)
+        cache.reorder_cache(later)
+        mask = torch.cat([mask[later], torch.ones(2, 1, dtype=torch.bool)], 1)
+        said = cache.read(torch.tensor(second).unsqueeze(-1), mask)
+        for row, text in zip(said, [[*prompts[0], 6, 7], [*prompts[1], 4, 8]], strict=True):
+            assert_close(row, policy.model(input_ids=torch.tensor([text]), use_cache=False).logits[0, -1], atol=1e-4, rtol=0)
+
+
+def test_bfloat16_is_probed_with_what_it_rounds_in_mind(tmp_path):
+    policy = CausalPolicy(write_tiny(tmp_path), dtype="bfloat16")
+    assert policy.way is PaddedRows
+    assert sample(policy).finished.shape == (3, 2)
