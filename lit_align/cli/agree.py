@@ -16,6 +16,7 @@ from transformers.utils import logging as transformers_logging
 from lit_align.annotators import RewardModelAnnotator
 from lit_align.cli.agree_options import YAML, agree_options
 from lit_align.cli.agree_table import comparison_lines, report_lines
+from lit_align.cli.asking import asking
 from lit_align.cli.labelled import LabelledFile
 from lit_align.cli.labels import Labels
 from lit_align.cli.parts import read_parts
@@ -93,10 +94,10 @@ class _Task:
                 f"{self.options.data}: an annotator reads the two responses, but no columns with usual names hold them. Name them with "
                 f"--responses. There are: {self.file.columns()}."
             )
-        annotator = read_parts(files).judge
+        parts = read_parts(files)
+        annotator = parts.judge
         index = self.votes.any(-1).nonzero().flatten().tolist()
-        annotator.setup(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-        try:
+        with asking([annotator], self.options.output, parts.prices):
             said = judge_pairs(
                 annotator,
                 [self.file.prompts[i] for i in index],
@@ -104,8 +105,6 @@ class _Task:
                 log_odds=isinstance(annotator, RewardModelAnnotator),
                 progress=_progress,
             )
-        finally:
-            annotator.close()
         orders = None if said.orders is None else _spread(said.orders, index, len(self.votes))
         everything = Verdicts(_spread(said.values, index, len(self.votes)), orders, said.soft)
         return self._judge(files[-1], annotator.identity or type(annotator).__name__, everything)
