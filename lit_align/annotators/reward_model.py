@@ -39,6 +39,8 @@ class RewardModelAnnotator(Annotator):
             none, or ``label`` is none of them.
     """
 
+    log_odds = True
+
     def __init__(
         self,
         path: str,

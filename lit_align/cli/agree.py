@@ -13,7 +13,6 @@ from rich.console import Console
 from rich.progress import track
 from transformers.utils import logging as transformers_logging
 
-from lit_align.annotators import RewardModelAnnotator
 from lit_align.cli.agree_options import YAML, agree_options
 from lit_align.cli.agree_table import comparison_lines, report_lines
 from lit_align.cli.asking import asking
@@ -102,7 +101,6 @@ class _Task:
                 annotator,
                 [self.file.prompts[i] for i in index],
                 [self.responses[i] for i in index],
-                log_odds=isinstance(annotator, RewardModelAnnotator),
                 progress=_progress,
             )
         orders = None if said.orders is None else _spread(said.orders, index, len(self.votes))

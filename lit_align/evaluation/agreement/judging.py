@@ -29,25 +29,24 @@ def judge_pairs(
     prompts: Sequence[Prompt],
     responses: Sequence[tuple[str, str]],
     *,
-    log_odds: bool = False,
     chunk_pairs: int = 64,
     progress: Progress = iter,
 ) -> Verdicts:
     """Ask ``annotator``, which has been set up, about every pair.
 
-    One that gives preferences is taken at its probabilities. Of one that gives scores the higher wins and equal ones tie.
+    One that gives preferences is taken at its probabilities, and so is one whose scores are ``log_odds``. Of any other that gives scores
+    the higher wins and equal ones tie.
 
     Args:
         annotator: sees the two responses of a pair as a group of K = 2.
         prompts: of every pair, ``N``.
         responses: the texts of every pair, ``N``.
-        log_odds: whether a difference of scores is the log of the odds that the first is better, as that of a reward model is.
         chunk_pairs: how many pairs it sees at a time.
         progress: told of every chunk.
     """
     chunks = [range(start, min(start + chunk_pairs, len(prompts))) for start in range(0, len(prompts), chunk_pairs)]
     said = [annotator.annotate(text_rollouts([prompts[i] for i in rows], [responses[i] for i in rows])) for rows in progress(chunks)]
-    parts = [_verdicts(one, log_odds) for one in said]
+    parts = [_verdicts(one, annotator.log_odds) for one in said]
     orders = [part.orders for part in parts if part.orders is not None]
     return Verdicts(
         torch.cat([part.values for part in parts]) if parts else torch.zeros(0, dtype=torch.float64),
