@@ -22,7 +22,7 @@ from lit_align.cli.parts import read_parts
 from lit_align.evaluation.agreement import (
     AgreementReport,
     LabelledPairs,
-    Verdicts,
+    PairVerdicts,
     agreement,
     agreement_by_subset,
     agreement_picture,
@@ -104,7 +104,7 @@ class _Task:
                 progress=_progress,
             )
         orders = None if said.orders is None else _spread(said.orders, index, len(self.votes))
-        everything = Verdicts(_spread(said.values, index, len(self.votes)), orders, said.soft)
+        everything = PairVerdicts(_spread(said.values, index, len(self.votes)), orders, said.soft)
         return self._judge(files[-1], annotator.identity or type(annotator).__name__, everything)
 
     def report(self, judge: _Judge) -> dict[str, Any]:
@@ -113,7 +113,7 @@ class _Task:
         print("\n".join(report_lines(judge.name, whole, parts, self.options.subset)))
         return {"ai": judge.identity, "report": whole.as_json(), "subsets": {key: part.as_json() for key, part in parts.items()}}
 
-    def _judge(self, name: str, identity: str, said: Verdicts) -> _Judge:
+    def _judge(self, name: str, identity: str, said: PairVerdicts) -> _Judge:
         pairs = LabelledPairs(
             prompts=self.file.prompt_numbers,
             votes=self.votes,
