@@ -15,10 +15,11 @@ from transformers.utils import logging as transformers_logging
 
 from lit_align.cli.agree_options import YAML, agree_options
 from lit_align.cli.agree_table import comparison_lines, report_lines
-from lit_align.cli.asking import asking
+from lit_align.cli.asking import LEDGER, asking
 from lit_align.cli.labelled import LabelledFile
 from lit_align.cli.labels import Labels
 from lit_align.cli.parts import read_parts
+from lit_align.cli.runs import refuse_existing
 from lit_align.evaluation.agreement import (
     AgreementReport,
     LabelledPairs,
@@ -39,7 +40,8 @@ def agree(arguments: Sequence[str]) -> None:
         arguments: the file, its columns, and the judge or its labels; see ``--help``.
 
     Raises:
-        UserError: if a file, a column or a label is not what it should be, or no pair has both labels.
+        UserError: if a file, a column or a label is not what it should be, no pair has both labels, or a judge is asked and the output's
+            folder has what an earlier one was paid for.
     """
     options = agree_options(arguments)
     task = _Task(options)
@@ -50,8 +52,9 @@ def agree(arguments: Sequence[str]) -> None:
         compared = compare(judge.pairs, rival.pairs, seed=options.seed)
         found |= {"against": task.report(rival), "comparison": asdict(compared)}
         print("\n".join(comparison_lines(judge.name, rival.name, compared)))
-    if options.json is not None:
-        _write(options.json).write_text(json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+    paid = task.asks and (options.output / LEDGER).exists()
+    for file in ([options.output / "agreement.json"] if paid else []) + ([] if options.json is None else [options.json]):
+        _write(file).write_text(json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
     if options.plot is not None:
         reports = {"all": found["report"], **found["subsets"]}
         picture = agreement_picture({key: AgreementReport.from_json(one) for key, one in reports.items()})
@@ -72,7 +75,7 @@ class _Task:
     """The labelled file, and how to put a judge's verdicts beside its labels."""
 
     def __init__(self, options: argparse.Namespace) -> None:
-        self.options = options
+        self.options, self.asks = options, False  # whether an annotator was asked
         self.labels = Labels(*(tuple(getattr(options, name)) for name in ("first", "second", "tie", "none")))
         self.file = LabelledFile(options.data, options.prompt_field, options.messages_field, options.max_pairs)
         self.subsets = self.file.subsets(options.subset) if options.subset else ()
@@ -93,8 +96,9 @@ class _Task:
                 f"{self.options.data}: an annotator reads the two responses, but no columns with usual names hold them. Name them with "
                 f"--responses. There are: {self.file.columns()}."
             )
+        refuse_existing(self.options.output, LEDGER)
         parts = read_parts(files)
-        annotator = parts.judge
+        annotator, self.asks = parts.judge, True
         index = self.votes.any(-1).nonzero().flatten().tolist()
         with asking([annotator], self.options.output, parts.prices):
             said = judge_pairs(

@@ -66,7 +66,7 @@ def agree_parser(add_help: bool = True) -> argparse.ArgumentParser:
         type=Path,
         default=Path("runs/agreed"),
         metavar="FOLDER",
-        help="where calls are kept that may cost; runs/agreed if not given",
+        help="where calls that may cost are kept, and the numbers; runs/agreed if not given",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers there")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw them there, as PNG")

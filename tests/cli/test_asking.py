@@ -125,7 +125,15 @@ def test_agree_pays_for_a_pair_once(capsys: pytest.CaptureFixture[str]) -> None:
     main(arguments)
     said = capsys.readouterr().out
     assert "Cost of all calls in runs/agreed/ledger: 8 calls; 800 tokens read, 8 written; price: 8.00." in said
-    main(arguments)
-    assert "8 calls, 8 answers known already; 800 tokens read, 8 written; price: 8.00." in capsys.readouterr().out
-    main([*arguments, "--output=elsewhere"])
+    with pytest.raises(SystemExit):
+        main(arguments)
+    assert "runs/agreed exists already. Choose another folder with --output" in capsys.readouterr().err, "another judge may have the name"
+    main([*arguments, "--output=elsewhere", "--json=found.json"])
+    assert outcomes("elsewhere") == [("answered",)] * 8
+    assert Path("elsewhere/agreement.json").read_bytes() == Path("found.json").read_bytes()
+    Path("elsewhere/agreement.json").unlink()  # as if it had been cut off before
+    main([*arguments, "--output=elsewhere", "--against=paid.yaml"])
+    said = capsys.readouterr().out
+    assert "8 calls, 8 answers known already; 800 tokens read, 8 written; price: 8.00." in said
+    assert "8 calls, 16 answers" not in said, "each counts what it was given itself"
     assert outcomes("elsewhere") == [("answered",)] * 8
