@@ -7,7 +7,7 @@ from typing import Any, final
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from torch.nn.functional import pad
@@ -57,7 +57,7 @@ class JudgeEvaluation(RolloutCallback):
     stays (EarlyStopping's ``patience`` counts those rollouts too).
 
     Args:
-        judge: larger scores are better. Not the annotator that the policy is trained for.
+        judge: larger scores are better. Not the annotator that the policy is trained for: it is said if it is.
         prompts: held out. Those that leave no room in the context for a response are dropped, with a warning.
         sampler: draws the answers; None is the data module's.
         every_n_rollouts: how often.
@@ -105,6 +105,9 @@ class JudgeEvaluation(RolloutCallback):
         self._rivals: list[Rollouts] | None = None  # the opponent's answers, one record per chunk
         self._metrics: dict[str, float] = {}
         self._judged_at = -1  # optimizer steps
+        trains = data.annotator if isinstance(data, SamplingDataModule) else None
+        if trains is not None and trains.identity and trains.identity == self.judge.identity:
+            rank_zero_info(f"JudgeEvaluation: the policy is trained for this very judge, {trains.identity}, and will please it.")
         prices = data.prices if self.prices is None and isinstance(data, SamplingDataModule) else self.prices
         folder, of_rank = Path(trainer.default_root_dir) / "ledger" / "judge", (trainer.global_rank, trainer.world_size)
         self._ledger = Ledger(folder, *of_rank, prices or {}, setting="`prices` of JudgeEvaluation")
