@@ -112,9 +112,10 @@ def test_what_is_not_known_is_not_zero_and_what_is_free_is_not_mentioned(capsys:
 def test_mtbench_pays_both_judges_from_one_table(capsys: pytest.CaptureFixture[str]) -> None:
     questions = [{"prompt": "x", "followups": ["y"], "answers": ["aa", "b"]}]
     Path("told.jsonl").write_text(json.dumps(questions[0]) + "\n", encoding="utf-8")
-    Path("second.yaml").write_text(CONFIG.replace("long:", "other:").replace("count.yaml", "second_count.yaml"), encoding="utf-8")
+    Path("first.yaml").write_text(CONFIG.replace("long:", "other:"), encoding="utf-8")
+    Path("second.yaml").write_text(CONFIG.replace("count.yaml", "second_count.yaml"), encoding="utf-8")
     Path("second_count.yaml").write_text(SCORING.replace("{response}", "{response}."), encoding="utf-8")
-    main(["mtbench", "told.jsonl", "--questions=told.jsonl", "--config=paid.yaml", "--second_config=second.yaml", "--output=graded"])
+    main(["mtbench", "told.jsonl", "--questions=told.jsonl", "--config=first.yaml", "--second_config=second.yaml", "--output=graded"])
     assert "Cost of all calls in graded/ledger: 2 calls; 200 tokens read, 2 written; price: 2.00." in capsys.readouterr().out
     assert outcomes("graded") == [("answered",)] * 2
 
