@@ -2,20 +2,23 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, final
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from torch.nn.functional import pad
 
 from callbacks._logging import log_now
 from lit_align.algorithms import AlignmentModule
-from lit_align.data import AlignmentDataModule, SamplingDataModule
+from lit_align.data import AlignmentDataModule, Price, SamplingDataModule
+from lit_align.data.ledger import Ledger
 from lit_align.evaluation.win_rate import win_rate
 from lit_align.functional.distributed import global_sum
+from lit_align.metering import metered
 from lit_align.types import (
     AlignmentBatch,
     Annotation,
@@ -42,6 +45,8 @@ class JudgeEvaluation(RolloutCallback):
     - ``judge/win_rate``: how often the k-th answer beats the opponent's k-th, a tie counting half, with its 95 % interval
       ``judge/win_rate_low`` and ``judge/win_rate_high``, in which all answers to one prompt are one observation.
     - ``judge/score``, ``judge/reference_score``: means over the pairs that were judged; ``judge/invalid``: how many were not.
+    - ``cost/judge_calls``, ``cost/judge_price`` and so on, where the judge may charge: of this evaluation, and no part of the run's budget.
+      Every call is in ``ledger/judge`` of the run's folder; what was answered once is known from then on.
     - ``judge/response_length`` in tokens, ``judge/finished``, ``judge/kl_reference`` in nats: of the policy's answers.
 
     The opponent stays where it is, also where an ``anchor`` moves the reference: its answers are drawn once, from the policy as it
@@ -52,12 +57,13 @@ class JudgeEvaluation(RolloutCallback):
     stays (EarlyStopping's ``patience`` counts those rollouts too).
 
     Args:
-        judge: larger scores are better. Not the annotator that the policy is trained for.
+        judge: larger scores are better. Not the annotator that the policy is trained for: it is said if it is.
         prompts: held out. Those that leave no room in the context for a response are dropped, with a warning.
         sampler: draws the answers; None is the data module's.
         every_n_rollouts: how often.
         responses_per_prompt: of each side.
         chunk_prompts: prompts that are sampled and judged together on one rank.
+        prices: of the models that the judge asks, by name; None is the data module's.
 
     Raises:
         UserError: if a number is not positive, or there is no sampler.
@@ -71,13 +77,15 @@ class JudgeEvaluation(RolloutCallback):
         every_n_rollouts: int = 10,
         responses_per_prompt: int = 1,
         chunk_prompts: int = 32,
+        prices: dict[str, Price] | None = None,
     ) -> None:
         if min(every_n_rollouts, responses_per_prompt, chunk_prompts) < 1:
             raise UserError(
                 f"JudgeEvaluation counts from 1, got every_n_rollouts = {every_n_rollouts}, responses_per_prompt = {responses_per_prompt} "
                 f"and chunk_prompts = {chunk_prompts}."
             )
-        self.judge, self.prompts, self.sampler = judge, prompts, sampler
+        self.judge, self.prompts, self.sampler, self.prices = judge, prompts, sampler, prices
+        self._ledger: Ledger | None = None
         self.every_n_rollouts, self.responses_per_prompt, self.chunk_prompts = every_n_rollouts, responses_per_prompt, chunk_prompts
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -97,6 +105,12 @@ class JudgeEvaluation(RolloutCallback):
         self._rivals: list[Rollouts] | None = None  # the opponent's answers, one record per chunk
         self._metrics: dict[str, float] = {}
         self._judged_at = -1  # optimizer steps
+        trains = data.annotator if isinstance(data, SamplingDataModule) else None
+        if trains is not None and trains.identity and trains.identity == self.judge.identity:
+            rank_zero_info(f"JudgeEvaluation: the policy is trained for this very judge, {trains.identity}, and will please it.")
+        prices = data.prices if self.prices is None and isinstance(data, SamplingDataModule) else self.prices
+        folder, of_rank = Path(trainer.default_root_dir) / "ledger" / "judge", (trainer.global_rank, trainer.world_size)
+        self._ledger = Ledger(folder, *of_rank, prices or {}, setting="`prices` of JudgeEvaluation")
         self.judge.setup(trainer.strategy.root_device)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -123,9 +137,15 @@ class JudgeEvaluation(RolloutCallback):
         self._evaluate(trainer, pl_module)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Let go of the judge."""
-        if stage == "fit":
+        """Let go of the judge, close its ledger."""
+        if stage == "fit" and self._ledger is not None:
             self.judge.close()
+            self._ledger.close()
+            self._ledger = None
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Lightning calls no ``teardown`` then."""
+        self.teardown(trainer, pl_module, "fit")
 
     def state_dict(self) -> dict[str, Any]:
         """What was found last, and after how many optimizer steps."""
@@ -139,7 +159,9 @@ class JudgeEvaluation(RolloutCallback):
         """Judge this rank's prompts, gather, log; nothing where this very policy was judged already."""
         if trainer.global_step == self._judged_at:
             return
-        with isolate_rng():  # a judge may draw
+        assert self._ledger is not None
+        self._ledger.rollout = self._trained
+        with isolate_rng(), metered(self._ledger):  # a judge may draw
             found = self._judged(trainer, _aligner(module))
         table = torch.zeros(self._total, self.responses_per_prompt, 6, device=module.device)
         table[trainer.global_rank :: trainer.world_size] = found
@@ -155,7 +177,8 @@ class JudgeEvaluation(RolloutCallback):
         else:
             rank_zero_warn(f"JudgeEvaluation: {type(self.judge).__name__} scored none of {judged.numel()} pairs, so there is no win rate.")
         self._judged_at = trainer.global_step
-        log_now(trainer, self._metrics, self._trained)
+        spend = self._ledger.report(trainer.strategy.root_device, self._trained)
+        log_now(trainer, self._metrics | (spend.metrics("judge") if spend.happened else {}), self._trained)
 
     def _judged(self, trainer: Trainer, module: AlignmentModule) -> Tensor:
         """Score, opponent's score, whether both are valid, length, finished and divergence of this rank's answers, ``[n, K, 6]``."""

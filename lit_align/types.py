@@ -421,12 +421,14 @@ class Annotator(ABC):
 
     ``identity`` says which of its kind it is (a function's or a model's name), so that no label of another one is taken for its
     own; ``version`` grows when it learns. One that ``waits`` for a network is asked in another thread while the next responses
-    are sampled, about one chunk of them at a time.
+    are sampled, about one chunk of them at a time. ``log_odds``: the difference of two of its scores is meant to be the log of the odds
+    that the first response is better, as that of a reward model is.
     """
 
     identity: str = ""
     version: int = 0
     waits: bool = False
+    log_odds: bool = False
 
     @abstractmethod
     def annotate(self, rollouts: Rollouts) -> Annotation:

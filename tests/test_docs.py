@@ -20,6 +20,7 @@ from lit_align.annotators import FunctionAnnotator, LocalLM, RewardModelAnnotato
 from lit_align.cli import main
 from lit_align.cli.agree_options import agree_parser
 from lit_align.cli.agree_table import WORDS
+from lit_align.cli.parts import read_parts
 from lit_align.data import DemonstrationDataModule, JsonlPrompts, ListPrompts
 from lit_align.models import CausalPolicy
 from tests.annotators.worlds import llama_config, make_tokenizer, rollouts
@@ -123,9 +124,10 @@ def write_files(folder: Path, page: Path) -> None:
 
 
 def run_commands(page: Path) -> None:
-    """All of them, in order, for a few rollouts; those that start further processes are only parsed."""
+    """All of them, in order, for a few rollouts; those that start further processes, need real data or the quickstart's folder are only
+    parsed."""
     for command in commands(page):
-        if any("strategy/" in argument for argument in command):
+        if any("strategy/" in argument or "$LIT_ALIGN_DATA" in argument or "runs/quickstart" in argument for argument in command):
             parse(command)
             continue
         if command[0] in ("export", "judge", "mtbench", "plot"):
@@ -143,7 +145,7 @@ def run_commands(page: Path) -> None:
 def parse(command: list[str]) -> None:
     """The command's files exist and fit together; nothing is built."""
     with pytest.raises(SystemExit) as exit_:
-        main([*command, "--help" if command[0] in ("agree", "quickstart") else "--print_config"])
+        main([*command, "--help" if command[0] in ("agree", "judge", "mtbench", "quickstart") else "--print_config"])
     assert exit_.value.code == 0, command
 
 
@@ -227,6 +229,7 @@ def test_what_the_page_on_evaluation_tells_to_run_runs(folder: Path) -> None:
     page = ROOT / "docs" / "evaluation.md"
     write_files(folder, page)
     run_commands(page)
+    assert read_parts(["gold.yaml"]).judge.identity == "lit_align.quickstart.rules.gold_score"
     found = {name: json.loads((folder / "runs" / name / "report.json").read_text(encoding="utf-8")) for name in ("judged", "judged-again")}
     assert [said["comparisons"][0]["win_rate"]["n"] for said in found.values()] == [12, 12]
     assert [said["trained_for_judge"] for said in found.values()] == [[], ["runs/judged/samples/runs-first.jsonl"]]

@@ -85,7 +85,10 @@ class Asker:
 
     def _count(self, asked: int, refused: int, mean_mass: float) -> None:
         if refused and not self.refused:
-            answers, little = f"{self.options[0]!r} to {self.options[-1]!r}", f"less than {self.min_mass:g} of its probability"
+            answers, little = (
+                f"{self.options[0]!r} to {self.options[-1]!r}",
+                f"{f'less than {self.min_mass:g}' if self.min_mass else 'none'} of its probability",
+            )
             warnings.warn(
                 f"{self.owner} expected a judge that answers {answers}, but {refused} of {asked} times it gave them {little} (mean: "
                 f"{mean_mass:.3f}). Those verdicts are invalid (nothing is learned from them) and the run goes on. Look at the end of "

@@ -73,6 +73,11 @@ class Cached(Annotator):
         """Where the annotator does."""
         return self.annotator.waits
 
+    @property
+    def log_odds(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Where the annotator's are."""
+        return self.annotator.log_odds
+
     def setup(self, device: torch.device) -> None:
         """Wake the annotator."""
         self.annotator.setup(device)

@@ -111,6 +111,13 @@ def mean_mass(answers: Sequence[Annotation]) -> Tensor | None:
     return torch.stack(given).nanmean(0) if given else None
 
 
+def numbered_parts(answers: Sequence[Annotation]) -> dict[str, Tensor]:
+    """What the scores of every member are made of, with its number behind the name; of a single one as it is."""
+    if len(answers) == 1:
+        return dict(answers[0].parts)
+    return {f"{name}_{number}": part.detach().float().cpu() for number, answer in enumerate(answers) for name, part in answer.parts.items()}
+
+
 def mean_preferences(answers: Sequence[Annotation], weights: Sequence[float], needed: int) -> Tensor | None:
     """Weighted mean of the members' preferences, ``[B, K, K]``: over those that compared the two, NaN where fewer than ``needed`` did.
 

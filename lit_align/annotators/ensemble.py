@@ -8,12 +8,12 @@ from typing import ClassVar, final
 
 from torch import Tensor
 
-from lit_align.annotators.composite import Composite, mean_mass, mean_preferences, stacked
+from lit_align.annotators.composite import Composite, mean_mass, mean_preferences, numbered_parts, stacked
 from lit_align.types import Annotation, Annotator, Rollouts, UserError
 
 
 class Combine(ABC):
-    """Makes one score of several; ``averages`` if the preferences of judges may be averaged beside it."""
+    """Makes one score of several; ``averages`` if the preferences of judges may be averaged beside it, and log-odds stay such."""
 
     averages: ClassVar[bool] = False
 
@@ -93,6 +93,11 @@ class Ensemble(Composite):
         if not 1 <= self.needed <= len(annotators):
             raise UserError(f"Ensemble: min_members should be from 1 to the number of annotators, {len(annotators)}, got {min_members}.")
 
+    @property
+    def log_odds(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Where a mean is taken, and every member's are."""
+        return self.combine.averages and all(member.log_odds for member in self.members)
+
     def annotate(self, rollouts: Rollouts) -> Annotation:
         """Scores ``[B, K]`` and, if all members have them, preferences ``[B, K, K]`` on the CPU."""
         answers = [member.annotate(rollouts) for member in self.members]
@@ -104,6 +109,7 @@ class Ensemble(Composite):
             valid=enough,
             preferences=preferences,
             mass=mean_mass(answers),
+            parts=numbered_parts(answers),
             annotator_version=self.version,
         )
 
@@ -142,6 +148,7 @@ class WeightedSum(Composite):
             valid=valid.all(0),
             preferences=mean_preferences(answers, self.weights, len(answers)),
             mass=mean_mass(answers),
+            parts=numbered_parts(answers),
             annotator_version=self.version,
         )
 

@@ -1,5 +1,6 @@
 """A price on length."""
 
+from dataclasses import replace
 from typing import final
 
 import torch
@@ -40,9 +41,7 @@ class LengthPenalty(Composite):
         [member] = self.members
         answer = member.annotate(rollouts).to("cpu")
         scores = answer.scores.detach().float() - self.price * (self._lengths(rollouts) - self.free).clamp(min=0).float()
-        return Annotation(
-            scores=scores.where(answer.valid, 0.0), valid=answer.valid, mass=answer.mass, annotator_version=answer.annotator_version
-        )
+        return replace(answer, scores=scores.where(answer.valid, 0.0), preferences=None, seen_first=None)
 
     def _lengths(self, rollouts: Rollouts) -> torch.Tensor:
         if self.counts_words:

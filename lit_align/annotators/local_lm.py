@@ -9,10 +9,10 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from lit_align.annotators.escaping import Escape, control_strings
 from lit_align.annotators.hosting import HostedModel
 from lit_align.annotators.options import Tokens, exclusive_logps, suffixes
 from lit_align.models.chat import check_options
+from lit_align.models.escaping import Escape, control_strings
 from lit_align.models.loading import DType, load_causal
 from lit_align.types import JudgeBackend, Message, UserError
 

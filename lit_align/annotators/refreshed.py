@@ -80,6 +80,8 @@ class Refreshed(Annotator):
         self._weights: dict[str, Tensor] = {}  # that were fitted, on the CPU
         self._hash = ""
 
+    log_odds = True
+
     @property
     def identity(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Of the reward model and, once it has learnt, of its weights."""

@@ -3,6 +3,8 @@
 from dataclasses import replace
 from typing import final
 
+import torch
+
 from lit_align.annotators.composite import Composite, mean_mass, mean_preferences, stacked
 from lit_align.functional.ranking import kendalls_w
 from lit_align.metering import repeated
@@ -41,6 +43,11 @@ class RepeatRank(Composite):
             )
         self.repeats, self.min_agreement, self.dropped = repeats, min_agreement, 0
 
+    @property
+    def log_odds(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Where the annotator's are."""
+        return self.members[0].log_odds
+
     def annotate(self, rollouts: Rollouts) -> Annotation:
         """Scores ``[B, K]`` and, if the annotator has them, preferences ``[B, K, K]`` on the CPU."""
         k = rollouts.response_tokens.shape[1]
@@ -57,6 +64,7 @@ class RepeatRank(Composite):
             valid=valid,
             preferences=mean_preferences(answers, [1.0] * self.repeats, self.repeats),
             mass=mean_mass(answers),
+            parts={name: torch.stack([answer.parts[name].float().cpu() for answer in answers]).nanmean(0) for name in answers[0].parts},
             annotator_version=self.version,
         )
 

@@ -17,9 +17,9 @@ from lit_align.types import Annotation, Annotator, Prompt, Rollouts, UserError
 class RewardModelAnnotator(Annotator):
     """Scores each response by the logit of any Hugging Face sequence classifier, with the classifier's own tokenizer.
 
-    A plain-text prompt is read as prompt followed by response, messages as the chat with the response as the assistant's turn. A
-    score is that of the row alone: neither its neighbours, nor the tokenizer's padding side, nor a pad token that also ends
-    sequences changes it. A response that makes its row longer than
+    A plain-text prompt is read as prompt followed by response, messages as the chat with the response as the assistant's turn; what
+    spells a special token in a response or a message is read as text. A score is that of the row alone: neither its neighbours, nor
+    the tokenizer's padding side, nor a pad token that also ends sequences changes it. A response that makes its row longer than
     ``max_tokens`` is invalid, never cut.
 
     Args:
@@ -38,6 +38,8 @@ class RewardModelAnnotator(Annotator):
         UserError: at ``setup``, if there is no such model, its head was never trained, it has several logits and ``label`` chooses
             none, or ``label`` is none of them.
     """
+
+    log_odds = True
 
     def __init__(
         self,

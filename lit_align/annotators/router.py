@@ -4,6 +4,7 @@ import warnings
 from typing import final
 
 import torch
+from torch import Tensor
 
 from lit_align.annotators.composite import Composite
 from lit_align.types import Annotation, Annotator, Prompt, Rollouts
@@ -36,12 +37,18 @@ class Router(Composite):
         self._default = None if default is None else len(routes)
         self.unrouted = 0
 
+    @property
+    def log_odds(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Where those of every route are."""
+        return all(member.log_odds for member in self.members)
+
     def annotate(self, rollouts: Rollouts) -> Annotation:
         """Scores ``[B, K]`` and, if any route has them, preferences ``[B, K, K]`` on the CPU, in the order of the rollouts."""
         b, k = rollouts.response_tokens.shape[:2]
         unknown = torch.full((b, k, k), torch.nan, dtype=torch.float32)
         scores, mass, preferences = torch.zeros(b, k, dtype=torch.float32), unknown[..., 0].clone(), unknown
         valid = torch.zeros(b, k, dtype=torch.bool)
+        parts: dict[str, Tensor] = {}  # with the number of the route behind the name
         judged = compared = False
         for number, member in enumerate(self.members):
             rows = self._rows(number, rollouts)
@@ -49,6 +56,9 @@ class Router(Composite):
                 continue
             answer = member.annotate(rollouts.rows(rows)).to("cpu")
             scores[rows], valid[rows] = answer.scores.detach().float(), answer.valid
+            for name, part in answer.parts.items():
+                whole = parts.setdefault(f"{name}_{number}", torch.full_like(scores, torch.nan))
+                whole[rows] = part.detach().float()
             if answer.mass is not None:
                 mass[rows], judged = answer.mass.detach().float(), True
             if answer.preferences is not None:
@@ -59,6 +69,7 @@ class Router(Composite):
             valid=valid,
             preferences=preferences if compared else None,
             mass=mass if judged else None,
+            parts=parts,
             annotator_version=self.version,
         )
 

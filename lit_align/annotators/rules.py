@@ -1,13 +1,11 @@
 """Rules that decide whether a response is right, without a model."""
 
 import re
-import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
-from importlib import import_module
-from typing import Any, final
+from typing import final
 
 from lit_align.types import Prompt, UserError
 
@@ -118,33 +116,6 @@ class Regex:
         return re.search(pattern, response, re.MULTILINE) is not None
 
 
-@final
-@dataclass(frozen=True, slots=True)
-class Mathematical(ReferenceRule):
-    r"""The response's answer is equal to the reference in mathematics, as the package ``math-verify`` finds and compares them.
-
-    The reference is an expression, LaTeX or plain, or a text with one in dollars or ``\boxed``. ``seconds`` is how long one reading or
-    comparison may take before it counts as wrong; it is kept in the main thread alone, elsewhere nothing interrupts it.
-
-    Raises:
-        UserError: if the package is missing.
-    """
-
-    seconds: int = 5
-
-    def __post_init__(self) -> None:
-        _math_verify()
-
-    def agrees(self, reference: str, response: str) -> bool:
-        """See the class."""
-        library, seconds = _math_verify(), self.seconds if threading.current_thread() is threading.main_thread() else None
-        marked = reference if "$" in reference or "\\boxed" in reference else f"${reference}$"
-        expected = library.parse(marked, parsing_timeout=seconds)
-        if not expected:
-            raise ValueError(f"no expression in the reference {reference[:80]!r}")
-        return library.verify(expected, library.parse(response, parsing_timeout=seconds), timeout_seconds=seconds)
-
-
 def last_number(text: str) -> Fraction | None:
     """The last number in a text, exactly; None if there is none.
 
@@ -162,10 +133,3 @@ def last_number(text: str) -> Fraction | None:
 
 def _cased(text: str, ignore_case: bool) -> str:
     return text.casefold() if ignore_case else text
-
-
-def _math_verify() -> Any:
-    try:
-        return import_module("math_verify")
-    except ImportError as error:
-        raise UserError('Mathematical compares by math-verify, which is not installed here: pip install "lit-align[math]"') from error

@@ -13,7 +13,7 @@ from typing import Any, Literal, final
 
 import yaml
 
-from lit_align.annotators.escaping import Escape
+from lit_align.models.escaping import Escape
 from lit_align.types import Prompt, UserError
 
 Protocol = Literal["scoring", "pairwise", "rubric", "checklist", "constitution"]

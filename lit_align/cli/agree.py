@@ -13,16 +13,17 @@ from rich.console import Console
 from rich.progress import track
 from transformers.utils import logging as transformers_logging
 
-from lit_align.annotators import RewardModelAnnotator
 from lit_align.cli.agree_options import YAML, agree_options
 from lit_align.cli.agree_table import comparison_lines, report_lines
+from lit_align.cli.asking import LEDGER, asking
 from lit_align.cli.labelled import LabelledFile
 from lit_align.cli.labels import Labels
 from lit_align.cli.parts import read_parts
+from lit_align.cli.runs import refuse_existing
 from lit_align.evaluation.agreement import (
     AgreementReport,
     LabelledPairs,
-    Verdicts,
+    PairVerdicts,
     agreement,
     agreement_by_subset,
     agreement_picture,
@@ -39,7 +40,8 @@ def agree(arguments: Sequence[str]) -> None:
         arguments: the file, its columns, and the judge or its labels; see ``--help``.
 
     Raises:
-        UserError: if a file, a column or a label is not what it should be, or no pair has both labels.
+        UserError: if a file, a column or a label is not what it should be, no pair has both labels, or a judge is asked and the output's
+            folder has what an earlier one was paid for.
     """
     options = agree_options(arguments)
     task = _Task(options)
@@ -50,8 +52,9 @@ def agree(arguments: Sequence[str]) -> None:
         compared = compare(judge.pairs, rival.pairs, seed=options.seed)
         found |= {"against": task.report(rival), "comparison": asdict(compared)}
         print("\n".join(comparison_lines(judge.name, rival.name, compared)))
-    if options.json is not None:
-        _write(options.json).write_text(json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+    paid = task.asks and (options.output / LEDGER).exists()
+    for file in ([options.output / "agreement.json"] if paid else []) + ([] if options.json is None else [options.json]):
+        _write(file).write_text(json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
     if options.plot is not None:
         reports = {"all": found["report"], **found["subsets"]}
         picture = agreement_picture({key: AgreementReport.from_json(one) for key, one in reports.items()})
@@ -72,7 +75,7 @@ class _Task:
     """The labelled file, and how to put a judge's verdicts beside its labels."""
 
     def __init__(self, options: argparse.Namespace) -> None:
-        self.options = options
+        self.options, self.asks = options, False  # whether an annotator was asked
         self.labels = Labels(*(tuple(getattr(options, name)) for name in ("first", "second", "tie", "none")))
         self.file = LabelledFile(options.data, options.prompt_field, options.messages_field, options.max_pairs)
         self.subsets = self.file.subsets(options.subset) if options.subset else ()
@@ -93,21 +96,19 @@ class _Task:
                 f"{self.options.data}: an annotator reads the two responses, but no columns with usual names hold them. Name them with "
                 f"--responses. There are: {self.file.columns()}."
             )
-        annotator = read_parts(files).judge
+        refuse_existing(self.options.output, LEDGER)
+        parts = read_parts(files)
+        annotator, self.asks = parts.judge, True
         index = self.votes.any(-1).nonzero().flatten().tolist()
-        annotator.setup(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-        try:
+        with asking([annotator], self.options.output, parts.prices):
             said = judge_pairs(
                 annotator,
                 [self.file.prompts[i] for i in index],
                 [self.responses[i] for i in index],
-                log_odds=isinstance(annotator, RewardModelAnnotator),
                 progress=_progress,
             )
-        finally:
-            annotator.close()
         orders = None if said.orders is None else _spread(said.orders, index, len(self.votes))
-        everything = Verdicts(_spread(said.values, index, len(self.votes)), orders, said.soft)
+        everything = PairVerdicts(_spread(said.values, index, len(self.votes)), orders, said.soft)
         return self._judge(files[-1], annotator.identity or type(annotator).__name__, everything)
 
     def report(self, judge: _Judge) -> dict[str, Any]:
@@ -116,7 +117,7 @@ class _Task:
         print("\n".join(report_lines(judge.name, whole, parts, self.options.subset)))
         return {"ai": judge.identity, "report": whole.as_json(), "subsets": {key: part.as_json() for key, part in parts.items()}}
 
-    def _judge(self, name: str, identity: str, said: Verdicts) -> _Judge:
+    def _judge(self, name: str, identity: str, said: PairVerdicts) -> _Judge:
         pairs = LabelledPairs(
             prompts=self.file.prompt_numbers,
             votes=self.votes,

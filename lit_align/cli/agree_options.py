@@ -61,6 +61,13 @@ def agree_parser(add_help: bool = True) -> argparse.ArgumentParser:
         )
     parser.add_argument("--max_pairs", type=int, help="the first so many rows only")
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap behind the intervals")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("runs/agreed"),
+        metavar="FOLDER",
+        help="where calls that may cost are kept, and the numbers; runs/agreed if not given",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers there")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw them there, as PNG")
     return parser

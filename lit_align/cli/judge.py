@@ -4,8 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
+from lit_align.cli.asking import LEDGER, asking
 from lit_align.cli.parts import read_parts
 from lit_align.cli.runs import refuse_existing
 from lit_align.cli.sampling import add_sampling_options, refuse_ignored, sampling_of
@@ -36,7 +35,7 @@ def judge(arguments: Sequence[str]) -> None:
         raise UserError(f"Expected at least two different sources to compare, got {' '.join(sources)}. Name another run, model or file.")
     if options.responses < 1:
         raise UserError(f"--responses should be at least 1, got {options.responses}.")
-    refuse_existing(output)
+    refuse_existing(output, LEDGER, "samples")
     parts = read_parts(options.config)
     models = [source for source in sources if file_of(source) is None]
     if not models:
@@ -46,12 +45,11 @@ def judge(arguments: Sequence[str]) -> None:
     matches = matched(ordered)
     _say_what_is_left_out(ordered, matches)
 
-    parts.judge.setup(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    verdicts = judged(parts.judge, matches, soft=options.soft)
+    with asking([parts.judge], output, parts.prices):
+        verdicts = judged(parts.judge, matches, soft=options.soft)
     identity = parts.judge.identity or type(parts.judge).__name__
     its_own = [side.name for side in ordered if side.trained_for and side.trained_for == identity]
     report = reported(verdicts, identity, soft=options.soft, trained_for_judge=its_own, seed=options.seed)
-    parts.judge.close()
     write_rows(output / "verdicts.jsonl", _rows(matches, verdicts))
     (output / "report.json").write_text(report.json, encoding="utf-8")
     (output / "report.md").write_text(report.markdown, encoding="utf-8")

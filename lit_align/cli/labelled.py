@@ -12,7 +12,7 @@ from lit_align.cli.settings import did_you_mean
 from lit_align.data import JsonlPrompts, ParquetPrompts
 from lit_align.data.columns import listed
 from lit_align.data.messages import is_list, shown
-from lit_align.evaluation.agreement.judging import Verdicts
+from lit_align.evaluation.agreement.judging import PairVerdicts
 from lit_align.evaluation.agreement.pairs import TIE
 from lit_align.types import Prompt, UserError
 
@@ -88,7 +88,7 @@ class LabelledFile:
             votes[row, TIE - turn * ((gap[0] > gap[1]) - (gap[0] < gap[1]))] = 1
         return votes, texts
 
-    def verdicts(self, column: str, swapped: str | None, labels: Labels, *, soft: bool) -> Verdicts:
+    def verdicts(self, column: str, swapped: str | None, labels: Labels, *, soft: bool) -> PairVerdicts:
         """Of a judge: labels, or probabilities that the first is better if ``soft``; both orders where ``swapped`` is a column or every
         value is a list of two. In both orders a label or probability is about the same response.
 
@@ -113,7 +113,7 @@ class LabelledFile:
             )
         width = max(sizes, default=1)
         orders = torch.tensor([said.get(row, [math.nan] * width) for row in range(len(self.prompts))], dtype=torch.float64)  # [N, width]
-        return Verdicts(orders.mean(-1), orders if width == 2 else None, soft)
+        return PairVerdicts(orders.mean(-1), orders if width == 2 else None, soft)
 
     def responses(self, columns: Sequence[str] | None) -> list[tuple[str, str]] | None:
         """The two texts of every row; None where no column is named and none has a usual name.

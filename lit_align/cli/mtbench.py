@@ -9,6 +9,7 @@ from typing import Any, final
 import torch
 
 from lit_align.annotators import ScoringJudge
+from lit_align.cli.asking import LEDGER, asking
 from lit_align.cli.parts import read_parts
 from lit_align.cli.runs import refuse_existing
 from lit_align.cli.sampling import Sampling, add_sampling_options, refuse_ignored, run_of, sampling_of, trained_for
@@ -35,9 +36,10 @@ def mtbench(arguments: Sequence[str]) -> None:
     output: Path = options.output
     if len({*options.sources}) < len(options.sources):
         raise UserError(f"Expected different sources, got {' '.join(options.sources)}. Name each once.")
-    refuse_existing(output)
+    refuse_existing(output, LEDGER, "conversations")
     parts = read_parts(options.config)
-    judges = [parts.judge, read_parts(options.second_config).judge if options.second_config else parts.judge]
+    second = read_parts(options.second_config) if options.second_config else parts
+    judges = [parts.judge, second.judge]
     for judge in judges:
         if not isinstance(judge, ScoringJudge):
             raise UserError(f"Expected a ScoringJudge, which grades from 1 to 10, got {type(judge).__name__}. Set it in --config.")
@@ -57,9 +59,8 @@ def mtbench(arguments: Sequence[str]) -> None:
             found[source] = _stored(source, questions)
     own = [source for source in options.sources if _trained_for(source) in {judge.identity for judge in judges}]
 
-    for judge in {id(judge): judge for judge in judges}.values():
-        judge.setup(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    grades = {source: graded(questions, answers, judges) for source, answers in found.items()}
+    with asking(judges, output, {**parts.prices, **second.prices}):
+        grades = {source: graded(questions, answers, judges) for source, answers in found.items()}
     if all(bool(each.isnan().all()) for each in grades.values()):
         raise UserError(
             f"Expected grades, but the judge gave none that is valid, for {len(questions)} questions. Its warnings above say what is wrong."

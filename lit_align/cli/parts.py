@@ -1,4 +1,4 @@
-"""A judge and a sampler for commands that train nothing, from the config files that a run would have them from."""
+"""A judge, its price and a sampler for commands that train nothing, from the config files that a run would have them from."""
 
 import json
 from argparse import ArgumentError
@@ -16,23 +16,26 @@ import lit_align.generation  # noqa: F401  (short names in YAML are those of imp
 from lit_align.cli.mistakes import explained_in
 from lit_align.cli.settings import Setting, read_settings
 from lit_align.cli.trainer import accept_final_classes
+from lit_align.data import Price
+from lit_align.data.spend import Prices
 from lit_align.types import Annotator, Sampler, UserError
 
 WHERE = ("data", "init_args")
-PARTS = {"annotator": Annotator, "sampler": Sampler}
+PARTS = {"annotator": Annotator, "sampler": Sampler, "prices": dict[str, Price]}
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """Who judges, and who samples where the configs say so."""
+    """Who judges, who samples where the configs say so, and what models cost."""
 
     judge: Annotator
     sampler: Sampler | None
+    prices: Prices
 
 
 def read_parts(configs: Sequence[str]) -> Parts:
-    """``data.init_args.annotator`` and ``data.init_args.sampler``; later files win, as in a run. What else a file sets is for a run.
+    """``annotator``, ``sampler`` and ``prices`` of ``data.init_args``; later files win, as in a run. What else a file sets is for a run.
 
     Raises:
         UserError: if a file does not exist, names no class that there is, or none sets an annotator.
@@ -58,7 +61,7 @@ def read_parts(configs: Sequence[str]) -> Parts:
     except ArgumentError as error:
         raise explained_in(parser, sources, str(error)) from None
     found = parser.instantiate(settings).data.init_args
-    return Parts(found.annotator, found.get("sampler"))
+    return Parts(found.annotator, found.get("sampler"), found.get("prices", {}))
 
 
 def _of_setting(source: Setting) -> Setting:

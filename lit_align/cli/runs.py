@@ -80,11 +80,11 @@ def built(base: type[_T], settings: Mapping[str, Any]) -> _T:
     return parser.instantiate(parser.parse_object({"part": settings})).part
 
 
-def refuse_existing(output: Path) -> None:
+def refuse_existing(output: Path, *unfinished: str) -> None:
     """Refuse to write where something is.
 
     Raises:
-        UserError: if ``output`` is a file, or a folder with something in it.
+        UserError: if ``output`` is a file, or a folder with something in it that is not ``unfinished``, as an interrupted command left it.
     """
-    if output.exists() and any(output.iterdir() if output.is_dir() else [output]):
+    if output.exists() and any(found.name not in unfinished for found in (output.iterdir() if output.is_dir() else [output])):
         raise UserError(f"{output} exists already. Choose another folder with --output, or remove it.")

@@ -1,6 +1,5 @@
 """What the labels of a run cost: its ledger and its budget, for all ranks together."""
 
-import json
 from pathlib import Path
 from typing import Any, final
 
@@ -66,18 +65,9 @@ class Costs:
         return self.ledger
 
     def report(self, rollout: int) -> tuple[Spend, dict[str, float]]:
-        """What a rollout has cost on all ranks, and its metrics: none if nobody asked a meter. The first rank adds them as a line to
-        ``ledger/cost.jsonl``."""
-        spend = self.ledger.spend(rollout).everyones(self._device)
-        if not spend.happened:
-            return spend, {}
-        metrics, used = spend.metrics(), self.labels_used()
-        if self._trainer.is_global_zero:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            line = {"rollout": rollout, "labels_used": used} | {name.removeprefix("cost/"): value for name, value in metrics.items()}
-            with (self._folder / "cost.jsonl").open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
-        return spend, metrics
+        """What a rollout has cost on all ranks, and its metrics: none if nobody asked a meter. They are a line of ``ledger/cost.jsonl``."""
+        spend = self.ledger.report(self._device, rollout, labels_used=self.labels_used())
+        return spend, spend.metrics() if spend.happened else {}
 
     def labels_used(self) -> int:
         """Labels asked for since the run began, on all ranks."""

@@ -1,5 +1,6 @@
 """Every attempt to ask somebody who may charge for it, on disk before it is sent, and every answer, on disk before it is used."""
 
+import json
 import sqlite3
 import time
 import warnings
@@ -7,6 +8,8 @@ from collections import Counter
 from pathlib import Path
 from threading import Lock
 from typing import final
+
+import torch
 
 from lit_align.data.spend import Price, Prices, Spend
 from lit_align.metering import Meter
@@ -38,7 +41,7 @@ FROM attempts WHERE rollout = :rollout OR :rollout IS NULL GROUP BY model
 
 @final
 class Ledger(Meter):
-    """The meter of a run: a table ``attempts`` per rank, ``calls-{rank}.sqlite``, made when something is asked first.
+    """The meter of a run, or of an evaluation: a table ``attempts`` per rank, ``calls-{rank}.sqlite``, made when something is asked first.
 
     An attempt without an outcome was sent and never heard of: it may have been paid for, whether it is still under way or its process
     was killed. What is committed outlives the process; a power cut may take the last moments. At opening every rank
@@ -50,6 +53,7 @@ class Ledger(Meter):
         rank, world_size: whose file to write; the first rank also counts what ranks that are no longer there have spent.
         prices: of models.
         money_matters: a model without a price is then refused, before it is asked.
+        setting: where a user sets prices, for messages.
 
     Attributes:
         rollout: to which attempts are attributed from now on.
@@ -59,8 +63,17 @@ class Ledger(Meter):
         UserError: if a file is no ledger.
     """
 
-    def __init__(self, folder: Path, rank: int, world_size: int, prices: Prices, money_matters: bool = False) -> None:
-        self._path, self._prices, self._money_matters = folder / f"calls-{rank}.sqlite", prices, money_matters
+    def __init__(
+        self,
+        folder: Path,
+        rank: int,
+        world_size: int,
+        prices: Prices,
+        money_matters: bool = False,
+        setting: str = "data.init_args.prices",
+    ) -> None:
+        self._path, self._rank, self._prices = folder / f"calls-{rank}.sqlite", rank, prices
+        self._money_matters, self._setting = money_matters, setting
         self.rollout = 0
         self.unpriced: set[str] = set()
         self._lock = Lock()
@@ -125,6 +138,24 @@ class Ledger(Meter):
                 return total + self._left_behind + Spend(hits=self._hits.total(), reused_labels=self._reused.total())
             return total + Spend(hits=self._hits[rollout], reused_labels=self._reused[rollout])
 
+    def report(self, device: torch.device, rollout: int | None = None, **known: float) -> Spend:
+        """What `spend` says, summed over all ranks, each of which must call this. If anybody was asked, the first rank adds it, after what
+        else is ``known``, as a line to ``cost.jsonl`` beside the files.
+
+        Args:
+            device: that of the process group.
+            rollout: whose cost it is; None for all.
+            known: what else the line says.
+        """
+        total = self.spend(rollout).everyones(device)
+        if total.happened and self._rank == 0:
+            head = known if rollout is None else {"rollout": rollout, **known}
+            line = head | {name.removeprefix("cost/"): value for name, value in total.metrics().items()}
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with (self._path.parent / "cost.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        return total
+
     def close(self) -> None:
         """Close the file."""
         with self._lock:
@@ -145,7 +176,7 @@ class Ledger(Meter):
         """Once per model: what is not known is not zero."""
         self.unpriced.add(model)
         known = f"there are prices of {', '.join(map(repr, self._prices))}" if self._prices else "there are no prices"
-        remedy = f"Set data.init_args.prices, money per million tokens: {{{model}: {{prompt: ..., completion: ...}}}}"
+        remedy = f"Set {self._setting}, money per million tokens: {{{model}: {{prompt: ..., completion: ...}}}}"
         if self._money_matters:
             self.unpriced.discard(model)  # refused again, if it is asked again
             raise UserError(f"budget.money needs the price of {model!r}, which is asked for labels, but {known}. {remedy}.")

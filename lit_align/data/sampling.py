@@ -9,6 +9,7 @@ from typing import Any, final
 
 import torch
 from filelock import FileLock
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from lit_align.data.base import AlignmentDataModule, datasets_of
@@ -17,12 +18,13 @@ from lit_align.data.collate import join
 from lit_align.data.costs import Costs
 from lit_align.data.journal import LabelJournal
 from lit_align.data.labelling import labelled
+from lit_align.data.ledger import Ledger
 from lit_align.data.lock import lock_run
 from lit_align.data.pool import LongPrompts
 from lit_align.data.spend import Price, Spend
 from lit_align.data.telemetry import LabelTelemetry
 from lit_align.functional.distributed import gathered, global_mean, global_std, global_sum
-from lit_align.metering import Meter, current_meter, metered
+from lit_align.metering import Meter, metered
 from lit_align.types import Annotation, Annotator, EncodedPrompt, PromptSource, Rollouts, Sampler, Samples, Stream, UserError
 
 Chunks = list[tuple[Rollouts, Annotation]]
@@ -89,6 +91,7 @@ class SamplingDataModule(AlignmentDataModule, ABC):
         self.telemetry = LabelTelemetry() if telemetry is None else telemetry
         self._journal: LabelJournal | None = None
         self._costs: Costs | None = None
+        self._evaluation: Ledger | None = None  # of an evaluation without a fit
         self._lock: FileLock | None = None  # on the first rank
 
     @property
@@ -121,6 +124,9 @@ class SamplingDataModule(AlignmentDataModule, ABC):
             self._trainer.strategy.barrier()  # every rank has read the files of all before anyone appends
         if self.eval_annotator is not None and self.eval_prompts is not None:
             self.eval_annotator.setup(device)
+            if stage != "fit":
+                folder = Path(self._trainer.default_root_dir) / "ledger" / "evaluation"
+                self._evaluation = Ledger(folder, self._trainer.global_rank, self._trainer.world_size, self.prices)
 
     @final
     def begin(self, stream: Stream, at_most: int, prompts: int) -> Meter:
@@ -171,8 +177,10 @@ class SamplingDataModule(AlignmentDataModule, ABC):
         policy = self.aligner.policy
         with self._trainer.precision_plugin.forward_context(), policy.inference():
             rollouts = self.eval_sampler.sample(policy, prompts, self.eval_responses_per_prompt, Stream(self.seed, "eval", 0))
-        with metered(current_meter() if self._costs is None else self._costs.ledger):
-            annotation = self.eval_annotator.annotate(rollouts) if self.eval_annotator is not None else None
+        annotation, meter = None, self._evaluation if self._costs is None else self._costs.ledger
+        if self.eval_annotator is not None and meter is not None:
+            with metered(meter):
+                annotation = self.eval_annotator.annotate(rollouts)
         return Samples(rollouts, annotation, datasets_of(self.eval_prompts))
 
     @property
@@ -182,7 +190,7 @@ class SamplingDataModule(AlignmentDataModule, ABC):
 
     @final
     def teardown(self, stage: str) -> None:
-        """Close journal and annotators; leave the folder to others."""
+        """Close journal, ledgers and annotators, say what an evaluation has cost; leave the folder to others."""
         if self._journal is not None:
             self._journal.close()
             self._journal = None
@@ -191,6 +199,15 @@ class SamplingDataModule(AlignmentDataModule, ABC):
         if self._costs is not None:
             self._costs.close()
             self._costs = None
+        if self._evaluation is not None:
+            if stage != "fit":  # all ranks are here, and none has failed
+                spend = self._evaluation.report(self._trainer.strategy.root_device)
+                if spend.happened:
+                    rank_zero_info(
+                        f"Cost of all calls in {Path(self._trainer.default_root_dir) / 'ledger' / 'evaluation'}: {spend.sentence}."
+                    )
+            self._evaluation.close()
+            self._evaluation = None
         if self._lock is not None:
             self._lock.release()
             self._lock = None

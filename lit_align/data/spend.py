@@ -90,8 +90,8 @@ class Spend:
         """Whether anything was asked of, or saved by, a meter."""
         return self.calls + self.hits + self.reused_labels > 0
 
-    def metrics(self) -> dict[str, float]:
-        """``cost/...``; without ``cost/price`` where it is not known."""
+    def metrics(self, owner: str = "") -> dict[str, float]:
+        """``cost/...``, or ``cost/<owner>_...``; without the price where it is not known."""
         named = {
             "calls": self.calls,
             "failures": self.failures,
@@ -104,4 +104,20 @@ class Spend:
         }
         if not self.unpriced:
             named["price"] = self.price
-        return {f"cost/{name}": value for name, value in named.items()}
+        return {f"cost/{owner}_{name}" if owner else f"cost/{name}": value for name, value in named.items()}
+
+    @property
+    def sentence(self) -> str:
+        """For people.
+
+        >>> Spend(calls=3, failures=1, answers=2, prompt_tokens=1200, completion_tokens=2, price=0.5, hits=4).sentence
+        '3 calls (1 failed), 4 answers known already; 1,200 tokens read, 2 written; price: 0.50'
+        """
+        failed = f" ({self.failures:,.0f} failed)" if self.failures else ""
+        known = f", {self.hits:,.0f} answers known already" if self.hits else ""
+        cached = f", {self.reused_labels:,.0f} labels from a cache" if self.reused_labels else ""
+        price = "unknown" if self.unpriced else f"{self.price:,.2f}"
+        if self.maybe_paid:
+            price += f", and perhaps that of {self.maybe_paid:,.0f} without an answer"
+        tokens = f"{self.prompt_tokens:,.0f} tokens read, {self.completion_tokens:,.0f} written"
+        return f"{self.calls:,.0f} calls{failed}{known}{cached}; {tokens}; price: {price}"

@@ -1,6 +1,5 @@
 """What a judge says of matches: who beats whom, with what certainty."""
 
-import math
 from dataclasses import dataclass
 from typing import final
 
@@ -8,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lit_align.evaluation.answers import Matches
-from lit_align.types import Annotator, UserError
+from lit_align.types import Annotation, Annotator, UserError
 
 
 @final
@@ -43,19 +42,26 @@ def judged(judge: Annotator, matches: Matches, *, soft: bool = False, chunk: int
     Raises:
         UserError: if no verdict is valid.
     """
-    m, found = len(matches.names), []
-    for start in range(0, len(matches.texts), chunk):
-        said = judge.annotate(matches.rollouts(start, start + chunk))
-        scores, valid = said.scores.double().cpu(), said.valid.cpu()
-        if said.preferences is None:
-            wins = (scores.unsqueeze(-1) - scores.unsqueeze(-2)).sign() / 2 + 0.5  # [n, M, M]
-        else:
-            wins = said.preferences.double().cpu()
-            wins = wins if soft else ((wins - 0.5).sign() / 2 + 0.5).where(~wins.isnan(), math.nan)  # the sign of NaN is 0
-        counts = valid.unsqueeze(-1) & valid.unsqueeze(-2) & ~torch.eye(m, dtype=torch.bool)
-        found.append(wins.where(counts, math.nan))
-    wins = torch.cat(found)
+    starts = range(0, len(matches.texts), chunk)
+    wins = torch.cat([beats(judge.annotate(matches.rollouts(start, start + chunk))) for start in starts])
+    if not soft:
+        wins = ((wins - 0.5).sign() / 2 + 0.5).where(~wins.isnan(), torch.nan)  # the sign of NaN is 0
     if bool(wins.isnan().all()):
         raise UserError(f"{type(judge).__name__} gave no valid verdict on {len(wins)} matches. What it warned of above says why.")
     lengths = torch.tensor([[len(text) for text in row] for row in matches.texts], dtype=torch.float64)
     return Verdicts(matches.names, wins, lengths, torch.tensor(matches.about))
+
+
+def beats(said: Annotation, log_odds: bool = False) -> Tensor:
+    """P(i beats j) in float64 on the CPU, ``[B, K, K]``: of a judge that compares, as it says it; of one that scores, whether the score is
+    higher, half where it is equal, or with ``log_odds`` the sigmoid of the difference. NaN on the diagonal, and where a response is invalid
+    or the two were not compared."""
+    if said.preferences is not None:
+        wins = said.preferences.double().cpu()
+    else:
+        scores = said.scores.double().cpu()
+        ahead = scores.unsqueeze(-1) - scores.unsqueeze(-2)
+        wins = ahead.sigmoid() if log_odds else ahead.sign() / 2 + 0.5
+    valid = said.valid.cpu()
+    counts = valid.unsqueeze(-1) & valid.unsqueeze(-2) & ~torch.eye(valid.shape[-1], dtype=torch.bool)
+    return wins.where(counts, torch.nan)

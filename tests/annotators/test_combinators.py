@@ -8,7 +8,18 @@ import torch
 from lightning.pytorch.plugins.precision import HalfPrecision
 from torch.testing import assert_close
 
-from lit_align.annotators import Ensemble, LengthPenalty, Mean, MeanMinusVariance, RepeatRank, Router, WeightedSum, WorstCase
+from lit_align.annotators import (
+    Cached,
+    Ensemble,
+    LengthPenalty,
+    Mean,
+    MeanMinusVariance,
+    RepeatRank,
+    RewardModelAnnotator,
+    Router,
+    WeightedSum,
+    WorstCase,
+)
 from lit_align.data.journal import LabelJournal
 from lit_align.evaluation.answers import text_rollouts
 from lit_align.metering import current_repeat
@@ -25,8 +36,9 @@ PREFERENCES = [[[NAN, 0.2, 0.4], [0.8, NAN, 1.0], [0.6, 0.0, NAN]], [[NAN, NAN, 
 class Said(Annotator):
     """Says what it is told to, of the rows whose prompt's number it finds there."""
 
-    def __init__(self, scores, identity="said", *, preferences=None, mass=None):
-        self.scores, self.identity = torch.tensor(scores), identity
+    def __init__(self, scores, identity="said", *, preferences=None, mass=None, parts=None, log_odds=False):
+        self.scores, self.identity, self.log_odds = torch.tensor(scores), identity, log_odds
+        self.parts = {name: torch.tensor(part) for name, part in (parts or {}).items()}
         self.preferences = None if preferences is None else torch.tensor(preferences)
         self.mass = None if mass is None else torch.tensor(mass)
         self.asked, self.woken, self.taught = [], [], []
@@ -35,6 +47,7 @@ class Said(Annotator):
         rows = [prompt.id for prompt in rollouts.prompts]
         self.asked.append(rows)
         of = {name: None if t is None else t[rows] for name, t in (("preferences", self.preferences), ("mass", self.mass))}
+        of["parts"] = {name: part[rows] for name, part in self.parts.items()}
         return Annotation(scores=self.scores[rows], valid=~self.scores[rows].isnan(), annotator_version=self.version, **of)
 
     def learn(self, rollouts, ask):
@@ -119,6 +132,51 @@ def test_mass_is_that_of_the_members_with_one():
     members = [Said(FIRST, mass=[[0.5, 0.6, NAN]] * 2), Said(SECOND), Said(SECOND, mass=[[0.7, NAN, NAN]] * 2)]
     assert_close(asked(Ensemble(members)).mass, torch.tensor([[0.6, 0.6, NAN]] * 2), equal_nan=True)
     assert asked(Ensemble(members[1:2])).mass is None
+
+
+def test_parts_of_members_are_told_apart_by_their_number():
+    graded, priced = Said(FIRST, parts={"style": SECOND, "truth": FIRST}), Said(SECOND, parts={"style": FIRST})
+    for several in (Ensemble([graded, Said(FIRST), priced], WorstCase()), WeightedSum([graded, Said(FIRST), priced], [1.0, 2.0, 3.0])):
+        parts = asked(several).parts
+        assert {name: part.tolist() for name, part in parts.items()} == {"style_0": SECOND, "truth_0": FIRST, "style_2": FIRST}
+    for alone in (Ensemble([priced]), LengthPenalty(priced, per_word=1.0)):
+        assert {name: part.tolist() for name, part in asked(alone).parts.items()} == {"style": FIRST}
+
+
+def test_parts_of_a_route_are_of_its_prompts_alone():
+    told = replace(rollouts(TEXTS), prompts=(Prompt(0, "a", meta={"kind": "x"}), Prompt(1, "b", meta={"kind": "y"})))
+    graded = Said(FIRST, parts={"style": SECOND}, preferences=PREFERENCES, mass=FIRST)
+    parts = Router("kind", {"x": Said(FIRST), "y": graded}).annotate(told).parts
+    assert_close(parts["style_1"], torch.tensor([[NAN] * 3, SECOND[1]]), equal_nan=True)
+    assert {*parts} == {"style_1"}
+
+
+def test_parts_of_repeats_are_their_mean_in_the_order_of_the_responses():
+    class Counts(Said):
+        def annotate(self, rollouts):
+            lengths = torch.tensor([[float(len(text)) for text in texts] for texts in rollouts.texts])
+            part = lengths + current_repeat()
+            return Annotation(scores=lengths, valid=lengths > 0, parts={"n": part.where((part != 3.0) | (current_repeat() == 0), NAN)})
+
+    parts = asked(RepeatRank(Counts(FIRST), repeats=3, min_agreement=0.0)).parts
+    assert parts["n"].tolist() == [[1.5, 4.0, 6.0], [4.0, 1.5, 8.0]]
+
+
+def test_differences_of_scores_stay_log_odds_where_nothing_but_a_mean_is_taken():
+    odds, other = Said(FIRST, log_odds=True), Said(FIRST)
+    kept = [Ensemble([odds, odds]), Router("kind", {"x": odds}, odds), RepeatRank(odds, 2, 0.5), Cached(odds, "unused.sqlite")]
+    lost = [
+        Ensemble([odds, other]),
+        Ensemble([odds, odds], WorstCase()),
+        Ensemble([odds, odds], MeanMinusVariance(1.0)),
+        Router("kind", {"x": odds}, other),
+        RepeatRank(other, 2, 0.5),
+        Cached(other, "unused.sqlite"),
+        WeightedSum([odds], [2.0]),
+        LengthPenalty(odds, per_word=1.0),
+    ]
+    assert [annotator.log_odds for annotator in (*kept, *lost)] == [True] * len(kept) + [False] * len(lost)
+    assert RewardModelAnnotator("somewhere").log_odds
 
 
 def test_a_weighted_sum():

@@ -1,4 +1,4 @@
-"""The examples of docs/annotator.md do what the page says."""
+"""The examples of docs/annotator.md and docs/judges.md do what the pages say."""
 
 import json
 import math
@@ -30,11 +30,11 @@ from lit_align.annotators import (
 from lit_align.types import Annotator, Prompt
 from tests.annotators.worlds import Fake, rollouts
 
-PAGE = (Path(__file__).parents[2] / "docs" / "annotator.md").read_text(encoding="utf-8")
+PAGE, JUDGES = ((Path(__file__).parents[2] / "docs" / name).read_text(encoding="utf-8") for name in ("annotator.md", "judges.md"))
 
 
-def blocks(language):
-    return re.findall(rf"```{language}\n(.*?)```", PAGE, re.DOTALL)
+def blocks(language, page=PAGE):
+    return re.findall(rf"```{language}\n(.*?)```", page, re.DOTALL)
 
 
 def annotator_of(content):
@@ -51,8 +51,8 @@ def write_module(folder, monkeypatch, name, code):
 
 
 def test_the_judge_of_your_own(tmp_path, monkeypatch):
-    write_module(tmp_path, monkeypatch, "my_panel", blocks("python")[2])
-    judge = annotator_of(blocks("yaml")[-1])
+    write_module(tmp_path, monkeypatch, "my_panel", blocks("python", JUDGES)[1])
+    judge = annotator_of(blocks("yaml", JUDGES)[-1])
     assert isinstance(judge, PairwiseJudge)
     assert judge.backend.identity == "Panel(my-judge, my-other-judge)"
     sure, flat = (
@@ -68,20 +68,20 @@ def test_the_judge_of_your_own(tmp_path, monkeypatch):
 
 
 def test_what_is_judged_is_data():
-    exec(blocks("python")[0], {})  # asserts what it shows
+    exec(blocks("python", JUDGES)[0], {})  # asserts what it shows
 
 
 def test_the_rubric():
-    judge = annotator_of(blocks("yaml")[2])
+    judge = annotator_of(blocks("yaml", JUDGES)[1])
     assert isinstance(judge, Rubric)
     assert judge.aspects.keys() == {"correct", "kind"}
     assert judge.weights.tolist() == [3.0, 1.0]
 
 
 def test_the_checklist():
-    judge = annotator_of(blocks("yaml")[3])
+    judge = annotator_of(blocks("yaml", JUDGES)[2])
     assert isinstance(judge, Checklist)
-    [line] = blocks("json")
+    [line] = blocks("json", JUDGES)
     row = json.loads(line)
     judge = Checklist(Fake(lambda _: [math.log(0.25)] * 4), verifiers=judge.verifiers)
     asked = rollouts([["First\n the Colosseum.", "x" * 401]], [row["prompt"]])
@@ -90,7 +90,7 @@ def test_the_checklist():
 
 
 def test_the_verifier():
-    judge = annotator_of(blocks("yaml")[4])
+    judge = annotator_of(blocks("yaml")[1])
     asked = replace(rollouts([["So:\nAnswer: 4.", "Answer: 44"]]), prompts=(Prompt(0, "2 + 2?", reference="4."),))
     assert judge.annotate(asked).scores.tolist() == [[1.0, 0.0]]
     for name, arguments in re.findall(r"^\| `(\w+)\((.*?)\)` \|", PAGE, re.MULTILINE):
@@ -102,8 +102,8 @@ def test_the_verifier():
 
 
 def test_the_annotator_of_your_own(tmp_path, monkeypatch):
-    write_module(tmp_path, monkeypatch, "my_overlap", blocks("python")[1])
-    annotator = annotator_of(blocks("yaml")[-2])
+    write_module(tmp_path, monkeypatch, "my_overlap", blocks("python")[0])
+    annotator = annotator_of(blocks("yaml")[-1])
     asked = rollouts([["Plant a tree", "a tree a tree"], ["x", "y"]])
     annotation = annotator.annotate(replace(asked, prompts=(Prompt(0, "What?", reference="plant a Tree"), Prompt(1, "Why?"))))
     torch.testing.assert_close(annotation.scores, torch.tensor([[1 - 0.06, 2 / 3 - 0.08], [0.0, 0.0]]))
@@ -118,7 +118,7 @@ def test_the_reward_model():
 
 
 def test_the_template(tmp_path):
-    (tmp_path / "recipes.yaml").write_text(blocks("yaml")[1], encoding="utf-8")
+    (tmp_path / "recipes.yaml").write_text(blocks("yaml", JUDGES)[0], encoding="utf-8")
     backend = Fake(lambda _: [-3.0] * 10)
     ScoringJudge(backend, str(tmp_path / "recipes.yaml"), min_mass=0).annotate(rollouts([["Boil {rice}."]], ["Rice!"]))
     [question] = backend.questions
@@ -156,9 +156,9 @@ def test_the_annotator_that_learns():
 
 def test_the_judge_behind_an_api(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    [template] = [block for block in blocks("yaml") if "from 0 to 9" in block and block.startswith("preamble")]
+    [template] = [block for block in blocks("yaml", JUDGES) if "from 0 to 9" in block and block.startswith("preamble")]
     (tmp_path / "digits.yaml").write_text(template, encoding="utf-8")
-    [judge] = [annotator_of(block) for block in blocks("yaml") if "ChatAPI" in block]
+    [judge] = [annotator_of(block) for block in blocks("yaml", JUDGES) if "ChatAPI" in block]
     assert isinstance(judge, ScoringJudge)
     assert isinstance(judge.backend, ChatAPI)
     assert (judge.backend.base_url, judge.backend.api_key_env, judge.backend.readout) == ("http://localhost:8000/v1", None, "logprobs")

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from lit_align.annotators import Checklist, Constitution, LocalLM, PairwiseJudge, Rubric, ScoringJudge
-from lit_align.annotators.escaping import Escape, control_strings
 from lit_align.annotators.template import PLACES, Template
+from lit_align.models.escaping import Escape, control_strings
 from tests.annotators.injections import INJECTIONS
 from tests.annotators.test_template import SHIPPED
 from tests.annotators.worlds import Fake, rollouts

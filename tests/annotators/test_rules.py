@@ -1,6 +1,6 @@
 """Rules that decide without a model, and the annotator that asks them."""
 
-import sys
+import json
 import threading
 import time
 from dataclasses import replace
@@ -12,6 +12,7 @@ import torch
 
 from lit_align.annotators import Contained, Exact, Mathematical, Numeric, Regex, Verifier
 from lit_align.annotators.deciding import name_of
+from lit_align.annotators.mathematical import _Library
 from lit_align.types import Prompt, UserError
 from tests.annotators.worlds import rollouts
 
@@ -129,16 +130,61 @@ def test_mathematics(reference, right, wrong):
 
 
 @missing
-@pytest.mark.filterwarnings("ignore")
-def test_mathematics_in_another_thread():
-    found = []
-    thread = threading.Thread(target=lambda: found.append(Mathematical()(question("1/2"), "$0.5$")))
-    thread.start()
-    thread.join()
-    assert found == [True]
+def test_mathematics_beside_no_expression_is_undecided():
+    with pytest.warns(UserWarning, match=r"Mathematical\(seconds=5\), but it raised ValueError\(\"no expression in the reference"):
+        assert not Verifier(Mathematical()).annotate(replace(rollouts([["5"]]), prompts=(question("no $ at all"),))).valid.any()
+
+
+@missing
+def test_mathematics_that_takes_for_ever_is_wrong_in_any_thread():
+    """Four threads at once; each answer is to its own question, the next one after a long one included."""
+    rule, found = Mathematical(seconds=0.5), {}
+    slow, texts = "$7^{7^{9}}$", ["$3$", "$7^{7^{9}}$", "$3.0$", "$4$"]
+
+    def ask(text):
+        found[text] = rule(question("3"), text)
+
+    started = time.perf_counter()
+    ask("$9/3$")  # the library is imported
+    asked = time.perf_counter()
+    threads = [threading.Thread(target=ask, args=(text,)) for text in texts]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == {"$9/3$": True, "$3$": True, slow: False, "$3.0$": True, "$4$": False}
+    assert time.perf_counter() - asked < 20 + 2 * (asked - started)
+
+
+@missing
+def test_an_answer_that_nobody_waited_for_is_nobody_elses(monkeypatch):
+    library = _Library()
+    assert library.ask(json.dumps(["$1$", "$1$", 5])) == "true"
+    before = library._process
+
+    def interrupted(said):
+        print(said, file=before.stdin, flush=True)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(library, "_exchange", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        library.ask(json.dumps(["$1$", "$1$", 5]))
+    monkeypatch.undo()
+    assert library.ask(json.dumps(["$1$", "$2$", 5])) == "false"
+    assert library._process is not before
+    library._process.kill()
+    library._process.wait()
+    assert library.ask(json.dumps(["$1$", "$1$", 5])) == "true", "another one is started"
+    library.stop()
+
+
+@pytest.mark.parametrize("seconds", [0, -1.0, float("nan")])
+def test_mathematics_needs_time(seconds):
+    with pytest.raises(UserError, match="seconds should be positive"):
+        Mathematical(seconds)
 
 
 def test_without_its_package_the_message_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(sys.modules, "math_verify", None)
+    monkeypatch.setattr("lit_align.annotators.mathematical.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r'pip install "lit-align\[math\]"'):
         Mathematical()

@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from callbacks import JudgeEvaluation
 from callbacks.judge_evaluation import beside
 from lit_align.algorithms import SFT, PreviousRound
+from lit_align.annotators import FunctionAnnotator
 from lit_align.data import DemonstrationDataModule, ListPrompts
 from lit_align.data.pool import PromptPool
 from lit_align.evaluation.win_rate import win_rate
@@ -46,6 +47,10 @@ class Judge(Annotator):
         scores = torch.tensor([vowels(prompt, texts) for prompt, texts in zip(rollouts.prompts, rollouts.texts, strict=True)])
         valid = torch.tensor([[not text or text[0] not in self.mute for text in texts] for texts in rollouts.texts])
         return Annotation(scores=scores.where(valid, math.nan), valid=valid)
+
+
+def lengths(prompt: Prompt, texts: Any) -> list[float]:
+    return [float(len(text)) for text in texts]
 
 
 def answers(policy: Any, prompts: ListPrompts = HELD_OUT, k: int = 2) -> Rollouts:
@@ -226,6 +231,13 @@ def test_a_judge_that_says_nothing_gives_no_win_rate(root, model):
     metrics = trainer.callback_metrics
     assert not metrics.keys() & (INTERVAL | {"judge/win_rate", "judge/score", "judge/reference_score"})
     assert metrics["judge/invalid"] == 6
+
+
+@pytest.mark.parametrize(("judge", "told"), [(FunctionAnnotator(vowels), True), (FunctionAnnotator(lengths), False), (Judge(), False)])
+def test_it_is_said_that_the_policy_is_trained_for_its_judge(root, model, caplog, judge, told):
+    caplog.set_level("INFO")
+    fit(root, model, [JudgeEvaluation(judge, HELD_OUT)], max_epochs=1)
+    assert ("the policy is trained for this very judge, tests.tiny.vowels, and will please it" in caplog.text) == told
 
 
 @final

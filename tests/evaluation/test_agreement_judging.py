@@ -35,7 +35,9 @@ def test_of_scores_the_higher_wins_and_equal_ones_tie(chunk):
 
 
 def test_of_log_odds_the_difference_is_a_probability():
-    said = judge_pairs(FunctionAnnotator(longer), PROMPTS, TEXTS, log_odds=True)
+    annotator = FunctionAnnotator(longer)
+    annotator.log_odds = True
+    said = judge_pairs(annotator, PROMPTS, TEXTS)
     assert said.values.tolist() == pytest.approx([1 / (1 + math.exp(-d)) for d in (1, -2, 0, -1, 3)])
     assert said.soft
 

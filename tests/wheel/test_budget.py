@@ -14,7 +14,7 @@ from lit_align.data.budget import Use
 from lit_align.data.ledger import Ledger
 from lit_align.metering import current_meter
 from lit_align.types import Prompt, UserError
-from tests.tiny import vowels
+from tests.tiny import make_dar, make_data, make_trainer, vowels
 from tests.wheel.harness import Fit, Killed, Scores, differing, fit
 from tests.wheel.test_mixed import run as mixture
 
@@ -172,6 +172,15 @@ def test_an_evaluation_is_in_the_ledger_too(tiny: str, root: Path) -> None:
     assert ledger.spend().calls == 2
     assert ledger.spend(0).price == pytest.approx(4.0)
     ledger.close()
+
+
+def test_an_evaluation_by_itself_has_a_ledger_of_its_own(tiny: str, root: Path, caplog: Any) -> None:
+    data = make_data(eval_prompts=ListPrompts(["a", "b"], name="held out"), eval_annotator=Scores(asks), prices=PRICES)
+    caplog.set_level(logging.INFO)
+    for calls in ("2 calls;", "2 calls, 2 answers known already;"):
+        make_trainer(root).validate(make_dar(tiny), data, verbose=False)
+        assert f"Cost of all calls in {root / 'ledger' / 'evaluation'}: {calls} 20 tokens read, 4 written; price: 4.00." in caplog.text
+    assert not [*(root / "ledger").glob("*.sqlite")], "a budget of this run counts them not"
 
 
 @pytest.mark.parametrize("wrong", [{}, {"labels": 0}, {"tokens": -1}, {"money": math.nan}, {"labels": 5, "money": math.inf}])

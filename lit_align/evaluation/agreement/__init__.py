@@ -2,7 +2,7 @@
 
 from lit_align.evaluation.agreement.comparison import Comparison, compare
 from lit_align.evaluation.agreement.intervals import Estimate
-from lit_align.evaluation.agreement.judging import Verdicts, judge_pairs
+from lit_align.evaluation.agreement.judging import PairVerdicts, judge_pairs
 from lit_align.evaluation.agreement.measures import cohen_kappa
 from lit_align.evaluation.agreement.pairs import LabelledPairs
 from lit_align.evaluation.agreement.picture import agreement_picture
@@ -13,7 +13,7 @@ __all__ = [
     "Comparison",
     "Estimate",
     "LabelledPairs",
-    "Verdicts",
+    "PairVerdicts",
     "agreement",
     "agreement_by_subset",
     "agreement_picture",

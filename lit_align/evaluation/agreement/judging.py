@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lit_align.evaluation.answers import text_rollouts
+from lit_align.evaluation.judging import beats
 from lit_align.types import Annotation, Annotator, Prompt
 
 Progress = Callable[[Sequence[range]], Iterable[range]]
@@ -16,7 +17,7 @@ Progress = Callable[[Sequence[range]], Iterable[range]]
 
 @final
 @dataclass(frozen=True, slots=True)
-class Verdicts:
+class PairVerdicts:
     """``values`` and ``orders`` as `LabelledPairs` has them, ``[N]`` and ``[N, 2]``, and whether they are probabilities."""
 
     values: Tensor
@@ -29,39 +30,34 @@ def judge_pairs(
     prompts: Sequence[Prompt],
     responses: Sequence[tuple[str, str]],
     *,
-    log_odds: bool = False,
     chunk_pairs: int = 64,
     progress: Progress = iter,
-) -> Verdicts:
+) -> PairVerdicts:
     """Ask ``annotator``, which has been set up, about every pair.
 
-    One that gives preferences is taken at its probabilities. Of one that gives scores the higher wins and equal ones tie.
+    One that gives preferences is taken at its probabilities, and so is one whose scores are ``log_odds``. Of any other that gives scores
+    the higher wins and equal ones tie.
 
     Args:
         annotator: sees the two responses of a pair as a group of K = 2.
         prompts: of every pair, ``N``.
         responses: the texts of every pair, ``N``.
-        log_odds: whether a difference of scores is the log of the odds that the first is better, as that of a reward model is.
         chunk_pairs: how many pairs it sees at a time.
         progress: told of every chunk.
     """
     chunks = [range(start, min(start + chunk_pairs, len(prompts))) for start in range(0, len(prompts), chunk_pairs)]
     said = [annotator.annotate(text_rollouts([prompts[i] for i in rows], [responses[i] for i in rows])) for rows in progress(chunks)]
-    parts = [_verdicts(one, log_odds) for one in said]
+    parts = [_verdicts(one, annotator.log_odds) for one in said]
     orders = [part.orders for part in parts if part.orders is not None]
-    return Verdicts(
+    return PairVerdicts(
         torch.cat([part.values for part in parts]) if parts else torch.zeros(0, dtype=torch.float64),
         torch.cat(orders) if orders else None,
         any(part.soft for part in parts),
     )
 
 
-def _verdicts(said: Annotation, log_odds: bool) -> Verdicts:
-    if said.preferences is not None:
-        orders = None
-        if said.seen_first is not None:
-            orders = torch.stack([said.seen_first[:, 0, 1], 1 - said.seen_first[:, 1, 0]], -1).double().cpu()
-        return Verdicts(said.preferences[:, 0, 1].double().cpu(), orders, True)
-    first, second = said.scores.double().cpu().unbind(-1)
-    verdicts = (first - second).sigmoid() if log_odds else ((first - second).sign() + 1) / 2
-    return Verdicts(verdicts.where(said.valid.cpu().all(-1), torch.nan), None, log_odds)
+def _verdicts(said: Annotation, log_odds: bool) -> PairVerdicts:
+    orders = None
+    if said.preferences is not None and said.seen_first is not None:
+        orders = torch.stack([said.seen_first[:, 0, 1], 1 - said.seen_first[:, 1, 0]], -1).double().cpu()
+    return PairVerdicts(beats(said, log_odds)[:, 0, 1], orders, log_odds or said.preferences is not None)

@@ -38,8 +38,17 @@ class Escape:
 
     def __call__(self, text: str) -> str:
         """The text, escaped."""
-        ends = [0, *self.places(text), len(text)]
-        return "\\".join(text[start:end] for start, end in pairwise(ends))
+        return self.after("", text)
+
+    def after(self, given: str, text: str) -> str:
+        r"""``given`` with its marks, and the text behind it, escaped; so is a mark that both make together.
+
+        >>> Escape(tokens=["<|end|>"]).after("Hello.<|end|> 1 <", "|end|> <|end|>")
+        'Hello.<|end|> 1 <\\|end|> <\\|end|>'
+        """
+        whole, meant = given + text, set(self.places(given))
+        ends = [0, *(place for place in self.places(whole) if place not in meant), len(whole)]
+        return "\\".join(whole[start:end] for start, end in pairwise(ends))
 
     def places(self, text: str) -> list[int]:
         """Before which characters a backslash is due, in order."""
@@ -50,10 +59,14 @@ class Escape:
         return [read[match.start()][1] for match in found]
 
 
+def special_strings(tokenizer: Any) -> set[str]:
+    """What a tokenizer reads as special tokens, wherever it stands in a text."""
+    return {token.content for token in tokenizer.added_tokens_decoder.values() if token.special} | set(tokenizer.all_special_tokens)
+
+
 def control_strings(tokenizer: Any) -> set[str]:
     """What a tokenizer or its chat template takes for structure: special tokens, and what looks like one in the template."""
-    special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
-    return special | set(tokenizer.all_special_tokens) | set(_WRITTEN.findall(str(tokenizer.chat_template or "")))
+    return special_strings(tokenizer) | set(_WRITTEN.findall(str(tokenizer.chat_template or "")))
 
 
 @lru_cache(maxsize=8192)
