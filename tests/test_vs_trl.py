@@ -19,8 +19,8 @@ from benchmarks.vs_trl.case import Case, along, everything, published, swept
 from benchmarks.vs_trl.floor import Machine, Size, floor_seconds, size_of
 from benchmarks.vs_trl.summary import Turn, ratios, slope, tokens_per_second
 from benchmarks.vs_trl.turns import EndOfTurn, Relay
-from benchmarks.vs_trl.world import World, make_tokenizer, make_world, rule, windows
-from lit_align.types import Prompt
+from benchmarks.vs_trl.world import World, make_tokenizer, make_world, model_folder, rule, windows
+from lit_align.types import Prompt, UserError
 from tests.tiny import write_tiny
 
 TEXTS = [f"{word} abc def ghij ab cd" * 3 for word in ("a", "bc", "def", "jj", "cab", "hid", "fed", "gab")]
@@ -178,6 +178,11 @@ def test_prompts_are_as_many_different_ones_as_long_as_asked(world: tuple[Case, 
     assert make_world(case, TEXTS) == made
 
 
+def test_a_model_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="5m, 12m, 25m, or a folder"):
+        model_folder(str(tmp_path / "7m"), TEXTS)
+
+
 def test_texts_end_after_one_token_in_55() -> None:
     tokenizer = make_tokenizer(TEXTS)
     rows = torch.cat(list(windows(tokenizer, TEXTS * 40, 200)))
@@ -227,13 +232,24 @@ def test_cases_have_names_of_their_own_and_survive_the_way_to_another_process() 
 def line(name: str, median: float, **options: Any) -> dict[str, Any]:
     spread = {"median": median, "low": median - 0.1, "high": median + 0.2}
     side = {"cpu": 4.0, "wall": 4.0, "tokens": 100, "tokens_per_second": 50.0, "floors": 2.0}
-    result = {"name": name, "date": "2026-01-02T10:00", "ratio": {"cpu": spread, "wall": spread}, "n": 6, "load": 0.5, "weights": "abc"}
+    result = {"name": name, "date": "2026-01-02T10:00", "ratio": {"cpu": spread, "wall": spread}, "n": 6, "load": 0.5}
+    result |= {"weights": "abc", "case": {"prompts": 2, "k": 2}}
     result |= {"sides": {"trl": side, "ours": side | {"cpu": 2.0}}, "memory": {"trl": 100.0}, "machine": {"flops": 9e10, "bytes": 3e10}}
     return result | options
 
 
 def test_a_row_of_the_table_has_both_sides() -> None:
-    assert report.row(line("x", 2.0)) == ["x", *["2.00 (1.90-2.20)"] * 2, "6", "4.00 / 2.00", "50 / 50", "2.0 / 2.0", "100 / ?", "0.5"]
+    assert report.row(line("x", 2.0)) == [
+        "x",
+        *["2.00 (1.90-2.20)"] * 2,
+        "6",
+        "25 / 25",
+        "4.00 / 2.00",
+        "50 / 50",
+        "2.0 / 2.0",
+        "100 / ?",
+        "0.5",
+    ]
 
 
 def test_what_is_missing_says_why() -> None:

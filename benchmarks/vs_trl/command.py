@@ -92,7 +92,8 @@ def run(asked: Iterable[Case], options: argparse.Namespace) -> int:
     """Measure each, append its line to the file of results at once, and print the table."""
     from benchmarks.vs_trl import theirs
 
-    results = [measured(case, stories(), options) for case in asked]
+    texts = stories()
+    results = [measured(case, texts, options) for case in asked]
     print(f"\n{report.table(results)}\n\n{report.machines(results)}\n\nTRL: {theirs.SETTINGS}.\nlit_align: {ours.SETTINGS}.")
     return int(any("missing" in result for result in results))
 
@@ -116,7 +117,8 @@ def measured(case: Case, texts: Sequence[str], options: argparse.Namespace) -> d
 def sweep(options: argparse.Namespace) -> int:
     """Print seconds of a step along one axis, and the exponent of each side."""
     options.no_memory = True
-    found = [(case, measured(case, stories(), options)) for case in swept(options.sweep, cases(options)[0])]
+    texts = stories()
+    found = [(case, measured(case, texts, options)) for case in swept(options.sweep, cases(options)[0])]
     print(f"\n{report.table([result for _, result in found])}\n")
     there = [(along(options.sweep, case, result["parameters"]), result["sides"]) for case, result in found if "missing" not in result]
     for side in ("trl", "ours") if len(there) > 1 else ():

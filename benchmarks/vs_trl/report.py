@@ -11,7 +11,18 @@ from PIL import Image, ImageDraw
 from benchmarks.runs import markdown
 from benchmarks.vs_trl.summary import Spread
 
-HEADER = ["", "TRL / lit_align, CPU per token", "by the clock", "n", "s a step", "tokens a second", "times the floor", "peak MiB", "load"]
+HEADER = [
+    "",
+    "TRL / lit_align, CPU per token",
+    "by the clock",
+    "n",
+    "tokens a response",
+    "s a step",
+    "tokens a second",
+    "times the floor",
+    "peak MiB",
+    "load",
+]
 MACHINE = ["", "GEMM, GFLOP/s", "reads, GB/s", "weights"]
 BEGIN, END = "<!-- table: python -m benchmarks.vs_trl --page -->", "<!-- end of table -->"
 WIDTH, LINE, LEFT, EDGE = 900, 26, 330, 30  # pixels: of the picture, of a line, of the names, around it
@@ -36,10 +47,10 @@ def row(result: Mapping[str, Any]) -> list[str]:
     sides = [result["sides"][side] for side in ("trl", "ours")]
     peaks = [f"{result['memory'][side]:.0f}" if side in result["memory"] else "?" for side in ("trl", "ours")]
     ratio = {clock: Spread(**spread).text() for clock, spread in result["ratio"].items()}
-    cells = [
-        " / ".join(f"{side[name]:{form}}" for side in sides)
-        for name, form in (("cpu", ".2f"), ("tokens_per_second", ".0f"), ("floors", ".1f"))
-    ]
+    responses = result["case"]["prompts"] * result["case"]["k"]
+    lengths = " / ".join(f"{side['tokens'] / responses:.0f}" for side in sides)
+    numbers = ("cpu", ".2f"), ("tokens_per_second", ".0f"), ("floors", ".1f")
+    cells = [lengths, *(" / ".join(f"{side[name]:{form}}" for side in sides) for name, form in numbers)]
     return [result["name"], ratio["cpu"], ratio["wall"], str(result["n"]), *cells, " / ".join(peaks), f"{result['load']:.1f}"]
 
 

@@ -19,7 +19,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTraine
 
 from benchmarks.stories import data_folder
 from benchmarks.vs_trl.case import Case
-from lit_align.types import Prompt
+from lit_align.types import Prompt, UserError
 
 VOCABULARY, CONTEXT, MEAN_LENGTH = 8192, 1024, 55
 FOLDER = Path("runs/bench/models")
@@ -34,8 +34,8 @@ class Recipe:
     steps: int
 
 
-SIZES = {"1m": Recipe(96, 2, 300), "5m": Recipe(256, 4, 300), "12m": Recipe(384, 5, 200), "25m": Recipe(512, 7, 150)}
-ROWS, WINDOW = 12, 96  # of a training step
+SIZES = {"1m": Recipe(96, 2, 120), "5m": Recipe(256, 4, 80), "12m": Recipe(384, 5, 80), "25m": Recipe(512, 7, 60)}
+ROWS, WINDOW, PEAK_RATE = 12, 96, 3e-3  # of a training step
 
 
 @dataclass(frozen=True)
@@ -75,8 +75,14 @@ def make_world(case: Case, texts: Sequence[str]) -> World:
 
 
 def model_folder(model: str, texts: Sequence[str]) -> Path:
-    """Where the model is, which is made if it is one of `SIZES` and was not made before."""
+    """Where the model is, which is made if it is one of `SIZES` and was not made before.
+
+    Raises:
+        UserError: if there is no such model.
+    """
     if model not in SIZES:
+        if not (Path(model) / "config.json").is_file():
+            raise UserError(f"--model should be one of {', '.join(SIZES)}, or a folder with a Hugging Face model, got {model!r}.")
         return Path(model)
     folder = FOLDER / model
     if not (folder / "config.json").is_file():
@@ -113,15 +119,17 @@ def train(folder: Path, recipe: Recipe, texts: Sequence[str]) -> None:
         bos_token_id=None,
     )
     model = LlamaForCausalLM(config)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.98), weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=recipe.steps)
-    for rows in windows(tokenizer, texts, recipe.steps):
+    optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK_RATE, betas=(0.9, 0.98), weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, PEAK_RATE, total_steps=recipe.steps)
+    for step, rows in enumerate(windows(tokenizer, texts, recipe.steps)):
         loss = model(input_ids=rows, labels=rows).loss
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
+        if step % 20 == 19:
+            print(f"step {step + 1} of {recipe.steps}: {loss.item():.2f} nats a token", flush=True)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
