@@ -79,10 +79,14 @@ def test_each_side_draws_as_if_it_were_alone() -> None:
     assert len(set(alone)) == 3
 
 
-def test_when_time_is_up_both_have_taken_as_many() -> None:
-    order: list[str] = []
-    turns = Relay(["a", "b"], turns=5, warm_up=0, limit=-1).run({"a": counting(order, "a"), "b": counting(order, "b")}, threads=1)
-    assert {side: len(taken) for side, taken in turns.items()} == {"a": 1, "b": 1}
+def test_a_round_that_began_in_time_is_ended_by_both() -> None:
+    def slow(end_of_turn: EndOfTurn) -> None:
+        time.sleep(0.3)
+        while end_of_turn(1, 1):
+            time.sleep(0.3)
+
+    turns = Relay(["a", "b"], turns=9, warm_up=0, limit=0.45).run({"a": slow, "b": counting([], "b")}, threads=1)
+    assert {side: len(taken) for side, taken in turns.items()} == {"a": 2, "b": 2}
 
 
 @pytest.mark.parametrize("breaks", ["a", "b"])
@@ -91,9 +95,11 @@ def test_the_error_of_one_side_ends_both(breaks: str) -> None:
         end_of_turn(1, 1)
         raise KeyError("no more")
 
-    loops = {"a": counting([], "a"), "b": counting([], "b")} | {breaks: broken}
+    order: list[str] = []
+    loops = {"a": counting(order, "a"), "b": counting(order, "b")} | {breaks: broken}
     with pytest.raises(KeyError, match="no more"):
         Relay(["a", "b"], turns=5, warm_up=0, limit=60).run(loops, threads=1)
+    assert len(order) <= 2
 
 
 # Numbers
