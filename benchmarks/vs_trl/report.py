@@ -84,8 +84,8 @@ def picture(results: Sequence[Mapping[str, Any]]) -> Image.Image:
 
 def write_page(page: Path, results: Sequence[Mapping[str, Any]]) -> None:
     """Put table and picture of ``results`` into the page, between its two markers."""
-    dates = sorted(result["date"][:10] for result in results)
+    dates = sorted({result["date"][:10] for result in results})
     picture(results).save(page.with_suffix(".png"), optimize=True)
-    made = f"{BEGIN}\nMeasured {dates[0]} to {dates[-1]}.\n\n{table(results)}\n\n{machines(results)}\n{END}"
+    made = f"{BEGIN}\nMeasured {' to '.join(dict.fromkeys((dates[0], dates[-1])))}.\n\n{table(results)}\n\n{machines(results)}\n{END}"
     text = page.read_text(encoding="utf-8")
     page.write_text(re.sub(f"{re.escape(BEGIN)}.*?{re.escape(END)}", lambda _: made, text, flags=re.DOTALL), encoding="utf-8")
