@@ -31,11 +31,11 @@ class Counted:
 
     Args:
         tokenizer: of prompts.
-        padding: the token that fills lists of response tokens up, which online DPO hands over so; None if there is none.
+        ends: tokens that end a response. Online DPO hands over its padding behind them as well.
     """
 
     tokenizer: Any
-    padding: int | None
+    ends: frozenset[int]
     tokens: tuple[int, int] = (0, 0)
     lengths: dict[str, int] = field(default_factory=dict)
 
@@ -50,7 +50,7 @@ class Counted:
         return rule("", completions)
 
     def _length(self, tokens: Sequence[int]) -> int:
-        return next((i + 1 for i in reversed(range(len(tokens))) if tokens[i] != self.padding), 0)
+        return next((i + 1 for i, token in enumerate(tokens) if token in self.ends), len(tokens))
 
 
 @final
@@ -81,7 +81,7 @@ class Peer:
         self.case, self.world = case, world
         self.tokenizer = AutoTokenizer.from_pretrained(world.model)
         self.model = load(world) if model is None else model
-        self.reward = Counted(self.tokenizer, self.tokenizer.pad_token_id if case.algorithm == "online_dpo" else None)
+        self.reward = Counted(self.tokenizer, ends_of(self.model, self.tokenizer))
         self.trainer = self._trainer(root, steps)
         self.trainer.remove_callback(PrinterCallback)
         self._fixed_tokens: tuple[int, int] | None = None
@@ -194,6 +194,12 @@ class Peer:
     def _answered(self, steps: int, columns: Sequence[str]) -> Dataset:
         answers = {name: [answer[i] for answer in self.world.answers] * steps for i, name in enumerate(columns)}
         return Dataset.from_dict({"prompt": self.world.prompts * steps} | answers)
+
+
+def ends_of(model: PreTrainedModel, tokenizer: Any) -> frozenset[int]:
+    """All that the tokenizer and the configuration of ``generate`` name."""
+    named = model.generation_config.eos_token_id
+    return frozenset([tokenizer.eos_token_id, *(named if isinstance(named, list) else [named])])
 
 
 def load(world: World) -> PreTrainedModel:
