@@ -179,7 +179,8 @@ def world(tmp_path: Path) -> tuple[Case, World]:
 def test_prompts_are_as_many_different_ones_as_long_as_asked(world: tuple[Case, World]) -> None:
     case, made = world
     assert len(set(made.prompts)) == 4
-    assert all(2 <= len(prompt) <= 8 for prompt in made.prompts), "a letter is a token"
+    assert all(1 <= len(prompt) <= 8 for prompt in made.prompts), "a letter is a token"
+    assert all(answer[0] == " " for answers in made.answers for answer in answers), "no word is cut"
     assert all(1 <= len(answer) <= 5 for answers in made.answers for answer in answers)
     assert make_world(case, TEXTS) == made
 

@@ -23,7 +23,7 @@ class Case:
         model: a size that the benchmark trains, or a folder.
         prompts: of an optimizer step, which is one forward and backward pass.
         k: responses to each.
-        prompt_tokens: of the longest prompt; the shortest has a quarter of them.
+        prompt_tokens: of the longest prompt; the shortest has about a quarter of them.
         response_tokens: where a response is cut off.
         forced: every response has all of them: the end of sequence is not listened to.
         threads: of both sides.

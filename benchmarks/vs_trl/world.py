@@ -11,6 +11,7 @@ import math
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -64,12 +65,12 @@ def make_world(case: Case, texts: Sequence[str]) -> World:
     prompts, answers = dict[str, None](), list[tuple[str, str]]()
     while len(prompts) < case.prompts:
         one, other = draw.choice(long), draw.choice(long)
-        cut = draw.randint(max(case.prompt_tokens // 4, 1), case.prompt_tokens)
+        cut = _word_start(tokenizer, one, draw.randint(max(case.prompt_tokens // 4, 1), case.prompt_tokens))
         lengths = [case.response_tokens if case.forced else _length(draw, case.response_tokens) for _ in range(2)]
         prompt = tokenizer.decode(one[:cut])
         if prompt not in prompts:
             prompts[prompt] = None
-            start = draw.randrange(len(other) - lengths[1])
+            start = _word_start(tokenizer, other, draw.randrange(1, len(other) - lengths[1]))
             answers.append((tokenizer.decode(one[cut : cut + lengths[0]]), tokenizer.decode(other[start : start + lengths[1]])))
     return World(folder, list(prompts), answers)
 
@@ -155,6 +156,16 @@ def windows(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], steps: int
     for _ in range(steps):
         starts = [draw.randrange(len(stream) - WINDOW) for _ in range(ROWS)]
         yield torch.tensor([stream[start : start + WINDOW] for start in starts])
+
+
+def _word_start(tokenizer: PreTrainedTokenizerFast, tokens: Sequence[int], place: int) -> int:
+    """Where a word starts, but not the first: the last at ``place`` or before, else the next.
+
+    Inside a word a prompt and its answer would be read as other tokens together than apart, and the two sides differ there.
+    """
+    places = chain(range(place, 0, -1), range(place, len(tokens)))
+    starts = (i for i in places if tokenizer.convert_ids_to_tokens(tokens[i])[0] in "Ġ▁ ")
+    return next(starts, place)
 
 
 def _length(draw: random.Random, longest: int) -> int:
