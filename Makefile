@@ -10,7 +10,7 @@ PEER := $(VENV)/peer
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart chain screenshot test test-slow test-real test-peer mutate check check-format check-lint check-types check-layers format clean
+.PHONY: help setup quickstart chain screenshot test test-slow test-real test-peer bench mutate check check-format check-lint check-types check-layers format clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*  ## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -58,6 +58,12 @@ test-real: $(READY)  ## Run the tests on real data, from the folder LIT_ALIGN_DA
 test-peer: export HF_HUB_OFFLINE := 1
 test-peer: $(PEER)/.$(TRL)  ## Run the comparison with TRL, which is installed for it alone
 	PYTHONPATH=$(PEER) $(BIN)/python -m pytest -m peer tests/peer
+
+BENCH := --all
+bench: export HF_HUB_OFFLINE := 1
+bench: export LIT_ALIGN_DATA := $(or $(LIT_ALIGN_DATA),$(realpath ../shared/data))
+bench: $(PEER)/.$(TRL)  ## Measure lit_align beside TRL: every line of docs/performance.md, over an hour (BENCH=--quick: some minutes)
+	PYTHONPATH=$(PEER) $(BIN)/python -m benchmarks.vs_trl $(BENCH)
 
 # Beside the environment, not in it, so that nothing else sees it; what it depends on we have already.
 $(PEER)/.$(TRL): $(READY)

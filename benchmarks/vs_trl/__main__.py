@@ -1,0 +1,5 @@
+import sys
+
+from benchmarks.vs_trl.command import main
+
+sys.exit(main())

@@ -1,0 +1,40 @@
+"""Peak memory of each side, in a process of its own, above what it holds once the policy's weights are loaded.
+
+What is above: the reference, the optimizer's state, gradients and activations. Linux only: the peak is the kernel's, and it is set back
+when the weights are there.
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from benchmarks.vs_trl.case import Case
+
+STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+def peaks(case: Case) -> dict[str, float]:
+    """MiB by side; a side whose process failed is missing, and so are both where the kernel can't say."""
+    found = {}
+    for side in ("trl", "ours") if RESET.exists() else ():
+        command = [sys.executable, "-m", "benchmarks.vs_trl", "--peak", side, case.to_json()]
+        said = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+        if said.returncode == 0:
+            found[side] = float(said.stdout.split()[-1])
+    return found
+
+
+def set_back() -> float:
+    """Forget the peak of this process; MiB that it holds now."""
+    RESET.write_text("5")
+    return _mebibytes("VmRSS")
+
+
+def peak() -> float:
+    """The most that this process held since then, MiB."""
+    return _mebibytes("VmHWM")
+
+
+def _mebibytes(name: str) -> float:
+    line = next(line for line in STATUS.read_text().splitlines() if line.startswith(name))
+    return int(line.split()[1]) / 1024
