@@ -2,18 +2,20 @@
 
 import inspect
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, final
 
 from torch import Tensor, nn
 from transformers import DynamicCache
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import revert_weight_conversion
 
 from lit_align.functional.entropy import token_entropy
 from lit_align.functional.logprobs import token_logps, vocabulary_logps
 from lit_align.models.chat import check_options, render
 from lit_align.models.joining import joined_rows, positions_of
 from lit_align.models.loading import DType, checkpoint_activations, load_causal, load_tokenizer
-from lit_align.models.lora import LoRA, add_adapter, checkpoint_adapter_only, merge_into
+from lit_align.models.lora import LoRA, add_adapter, checkpoint_adapter_only, merge_into, merged_weights
 from lit_align.models.reference import AdapterOffReference, FrozenReference
 from lit_align.models.turns import TurnEncoder
 from lit_align.models.value_head import new_value_head, read_values
@@ -168,6 +170,13 @@ class CausalPolicy(Policy):
             self.path, self.temperature, self.dtype, self.chat_template, self.template_options, attn_implementation=self.attn_implementation
         )
         return FrozenReference(copy, offload=self.reference_offload)
+
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """See `Policy.weights`. A model whose layers are other ones in memory than in its files is converted as a whole."""
+        named = merged_weights(self.model)
+        if get_model_conversion_mapping(self.model, add_legacy=False):
+            return iter(revert_weight_conversion(self.model, dict(named)).items())
+        return named
 
     def save(self, folder: str) -> None:
         """Write a Hugging Face folder that ``CausalPolicy(folder)`` and ``from_pretrained`` read; an adapter is merged into the
