@@ -1,4 +1,4 @@
-"""An engine for tests: another policy in this process, whose weights differ from those that it is sent by a known noise."""
+"""An engine for tests: another policy in this process, whose weights are off by a known share of each."""
 
 from collections.abc import Iterable, Sequence
 from typing import final
@@ -12,7 +12,8 @@ from lit_align.models import CausalPolicy
 
 @final
 class PolicyEngine(Engine):
-    """``versions`` has one entry for every time it was sent weights, ``seeds`` every seed it was asked for."""
+    """``loads`` counts how often it was sent weights, ``seeds`` are all that it was asked for. What is 0 stays 0: norms of layers would
+    make much of a little there."""
 
     def __init__(self, path: str, noise: float = 0.0) -> None:
         self.policy, self.noise = CausalPolicy(path).eval().requires_grad_(False), noise
@@ -22,7 +23,7 @@ class PolicyEngine(Engine):
         generator = torch.Generator().manual_seed(0)
         own = dict(self.policy.model.named_parameters())
         for name, weight in weights:
-            own.pop(name).copy_(weight + self.noise * torch.randn(weight.shape, generator=generator))
+            own.pop(name).copy_(weight * (1 + self.noise * torch.randn(weight.shape, generator=generator)))
         assert not own, "all of them"
         self.loads += 1
 
