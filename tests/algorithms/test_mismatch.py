@@ -115,22 +115,21 @@ def test_losses_of_pairs_are_reported_only(trainer):
     assert torch.equal(*steps)
 
 
-def test_what_is_measured_is_the_difference(trainer):
-    """Of one response each to two prompts, by hand: 1 and 2 tokens."""
-    module = rloo()
-    batch = make_batch(torch.tensor([0, 1]), torch.tensor([[0], [3]]), sampling_logps=torch.tensor([[[-1.0, 0.0]], [[-2.0, -1.0]]]))
-    engine = torch.tensor([[[-1.5, 9.0]], [[-1.0, -1.25]]])  # where there is no token, no number counts
+def test_what_is_measured_is_the_difference():
+    """Of three responses, by hand: of 1, 2 and 1 tokens."""
+    own = torch.tensor([[[-1.0, 0.0]], [[-2.0, -1.0]], [[-0.2, 0.0]]])
+    batch = make_batch(torch.tensor([0, 1, 1]), torch.tensor([[0], [3], [0]]), sampling_logps=own)
+    engine = torch.tensor([[[-1.5, 9.0]], [[-1.0, -1.25]], [[0.0, 9.0]]])  # where there is no token, no number counts
     batch = replace(batch, engine_logps=engine, max_engine_factor=1.25, policy_version=3)
-    differences = [0.5, -1.0, 0.25]
+    differences = [0.5, -1.0, 0.25, -0.2]
     found = mismatch(with_engine_factors(batch), 5)
     assert MASK[[0, 3]].tolist() == [[True, False], [True, True]]
-    assert float(found["engine/logp_difference"]) == pytest.approx(1.75 / 3)
-    assert float(found["engine/kl"]) == pytest.approx(sum(math.exp(d) - 1 - d for d in differences) / 3)
-    assert float(found["engine/factor_mean"]) == pytest.approx((1.25 + math.exp(-0.75)) / 2)
-    assert float(found["engine/clipped_fraction"]) == 0.5
+    assert float(found["engine/logp_difference"]) == pytest.approx(1.95 / 4)
+    assert float(found["engine/kl"]) == pytest.approx(sum(math.exp(d) - 1 - d for d in differences) / 4)
+    assert float(found["engine/factor_mean"]) == pytest.approx((1.25 + math.exp(-0.75) + math.exp(-0.2)) / 3)
+    assert float(found["engine/clipped_fraction"]) == pytest.approx(1 / 3)
     assert float(found["engine/staleness"]) == 2
     assert mismatch(replace(batch, engine_logps=None), 5) == {}
-    assert module is not None
 
 
 @pytest.mark.parametrize(("stale", "said"), [(0.0, "model folder, its temperature"), (1.0, "synchronise_every")])
@@ -144,7 +143,7 @@ def test_only_a_large_mismatch_is_told_in_words(stale, said):
     assert warning({}) is None
 
 
-def test_fixed_rows_of_a_mixture_count_once(trainer):
+def test_fixed_rows_of_a_mixture_count_once():
     """The data's answers have no log-probs of either, and are no part of what is measured."""
     batch = make_batch(torch.tensor([0, 1]), torch.tensor([[1], [3]]), sampling_logps=torch.zeros(2, 1, 2), source=torch.tensor([0, 3]))
     engine = torch.tensor([[[0.0, 0.0]], [[-1.0, -1.0]]])
