@@ -2,6 +2,7 @@
 
 import math
 
+import torch
 from torch import Tensor
 
 from lit_align.functional.logprobs import full_precision
@@ -33,4 +34,4 @@ def truncated_ratio(logps: Tensor, drawn_logps: Tensor, *, ceiling: float = math
     if not ceiling > 0:
         raise ValueError(f"ceiling must be positive, got {ceiling}.")
     log_ratio = full_precision(logps.detach()) - full_precision(drawn_logps.detach())
-    return log_ratio.clamp(max=math.log(ceiling)).exp()
+    return torch.exp(log_ratio.clamp(max=math.log(ceiling)))
