@@ -153,6 +153,7 @@ class Rollouts(TensorRecord):
     # Where an external engine drew the tokens: float32, what it says of them, 0 outside the mask. The same is in ``sampling_logps``
     # until a training forward has read the responses.
     engine_logps: Tensor | None = axes("BKT", default=None)
+    engine_staleness: int = 0  # how many rollouts the engine's weights were behind ``policy_version``
     max_engine_factor: float = math.inf  # ceiling of pi_t / the engine's probability, by which losses are multiplied
 
     def rows(self, index: Sequence[int]) -> "Rollouts":
@@ -228,7 +229,7 @@ class AlignmentBatch(TensorRecord):
     token_normaliser: Tensor | None = axes("", default=None)
     pair_normaliser: Tensor | None = axes("", default=None)
     annotator_version: int = 0  # whose scores these are: no statistic is of two versions
-    policy_version: int = 0  # see Rollouts
+    engine_staleness: int = 0  # see Rollouts
     max_engine_factor: float = math.inf  # see Rollouts
     dropout_seed: int | None = None  # a function of (seed, rollout, micro-batch, rank)
 

@@ -80,7 +80,7 @@ def test_every_tensor_of_a_record_declares_its_axes(batch: AlignmentBatch, rollo
     assert {name for name, _, _ in full(batch).tensors()} == {f.name for f in fields(AlignmentBatch)} - {
         "dropout_seed",
         "annotator_version",
-        "policy_version",
+        "engine_staleness",
         "max_engine_factor",
     }
 

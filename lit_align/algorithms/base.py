@@ -170,7 +170,7 @@ class AlignmentModule(SteppingModule):
     def _with_engine_factors(self, batch: AlignmentBatch) -> AlignmentBatch:
         """See `mismatch.with_engine_factors`; what was measured is logged, and a large mismatch said in words."""
         batch = with_engine_factors(batch)
-        measured = mismatch(batch, self.trainer.current_epoch)
+        measured = mismatch(batch)
         self.log_rollout(measured)
         if (words := warning(measured)) and not self._mismatch_said:
             self._mismatch_said = True

@@ -33,9 +33,9 @@ def corrected(losses: Tensor, batch: AlignmentBatch) -> Tensor:
     return losses * (factors if losses.dim() == 2 else factors.unsqueeze(-1))
 
 
-def mismatch(batch: AlignmentBatch, rollout: int) -> dict[str, Tensor]:
-    """How far the engine that drew rollout number ``rollout`` was from the policy, the mean over all ranks; nothing where none drew.
-    A collective, also on a rank that has no such response."""
+def mismatch(batch: AlignmentBatch) -> dict[str, Tensor]:
+    """How far the engine was from the policy, the mean over all ranks; nothing where none drew. A collective, also on a rank that has
+    no such response."""
     drawn = torch.tensor(batch.engine_logps is not None, device=batch.scores.device)
     if not global_sum(drawn):
         return {}
@@ -45,7 +45,7 @@ def mismatch(batch: AlignmentBatch, rollout: int) -> dict[str, Tensor]:
     differences = zeros if batch.engine_logps is None else _differences(batch)
     factors = torch.ones_like(batch.scores) if batch.engine_factors is None else batch.engine_factors
     clipped = differences.sum(-1) > math.log(batch.max_engine_factor)
-    stale = torch.full_like(batch.scores, float(rollout - batch.policy_version))
+    stale = torch.full_like(batch.scores, float(batch.engine_staleness))
     return {
         "engine/logp_difference": global_mean(differences.abs(), tokens),
         "engine/kl": global_mean(kl_k3(zeros, differences), tokens),

@@ -43,7 +43,7 @@ def with_sampling_logps(batch: AlignmentBatch, rows: Sequence[int], rollouts: Ro
         batch,
         sampling_logps=widened(rollouts.sampling_logps),
         engine_logps=None if rollouts.engine_logps is None else widened(rollouts.engine_logps),
-        policy_version=rollouts.policy_version,
+        engine_staleness=rollouts.engine_staleness,
         max_engine_factor=rollouts.max_engine_factor,
     )
 

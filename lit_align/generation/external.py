@@ -98,7 +98,8 @@ class EngineSampler(Sampler):
             max_engine_factor=self.max_factor,
             finished=torch.tensor([one.finished for one in written]).view(len(prompts), k),
             texts=tuple(tuple(lines[i : i + k]) for i in range(0, len(lines), k)),
-            policy_version=stream.rollout if self.engine.version is None else self.engine.version,
+            policy_version=stream.rollout,
+            engine_staleness=0 if self.engine.version is None else stream.rollout - self.engine.version,
         ).to(device)
 
     def _send(self, policy: Policy, version: int | None) -> None:

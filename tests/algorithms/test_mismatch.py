@@ -120,16 +120,16 @@ def test_what_is_measured_is_the_difference():
     own = torch.tensor([[[-1.0, 0.0]], [[-2.0, -1.0]], [[-0.2, 0.0]]])
     batch = make_batch(torch.tensor([0, 1, 1]), torch.tensor([[0], [3], [0]]), sampling_logps=own)
     engine = torch.tensor([[[-1.5, 9.0]], [[-1.0, -1.25]], [[0.0, 9.0]]])  # where there is no token, no number counts
-    batch = replace(batch, engine_logps=engine, max_engine_factor=1.25, policy_version=3)
+    batch = replace(batch, engine_logps=engine, max_engine_factor=1.25, engine_staleness=2)
     differences = [0.5, -1.0, 0.25, -0.2]
-    found = mismatch(with_engine_factors(batch), 5)
+    found = mismatch(with_engine_factors(batch))
     assert MASK[[0, 3]].tolist() == [[True, False], [True, True]]
     assert float(found["engine/logp_difference"]) == pytest.approx(1.95 / 4)
     assert float(found["engine/kl"]) == pytest.approx(sum(math.exp(d) - 1 - d for d in differences) / 4)
     assert float(found["engine/factor_mean"]) == pytest.approx((1.25 + math.exp(-0.75) + math.exp(-0.2)) / 3)
     assert float(found["engine/clipped_fraction"]) == pytest.approx(1 / 3)
     assert float(found["engine/staleness"]) == 2
-    assert mismatch(replace(batch, engine_logps=None), 5) == {}
+    assert mismatch(replace(batch, engine_logps=None)) == {}
 
 
 @pytest.mark.parametrize(("stale", "said"), [(0.0, "model folder, its temperature"), (1.0, "synchronise_every")])
@@ -149,5 +149,5 @@ def test_fixed_rows_of_a_mixture_count_once():
     engine = torch.tensor([[[0.0, 0.0]], [[-1.0, -1.0]]])
     batch = with_engine_factors(replace(batch, engine_logps=engine, max_engine_factor=100.0))
     assert_close(batch.engine_factors, torch.tensor([[1.0], [math.exp(2)]]))
-    assert float(mismatch(batch, 0)["engine/factor_mean"]) == pytest.approx(math.exp(2))
-    assert float(mismatch(batch, 0)["engine/logp_difference"]) == 1.0
+    assert float(mismatch(batch)["engine/factor_mean"]) == pytest.approx(math.exp(2))
+    assert float(mismatch(batch)["engine/logp_difference"]) == 1.0

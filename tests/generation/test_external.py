@@ -44,7 +44,7 @@ def test_rollouts_are_what_the_engine_wrote_and_the_policy_reads_the_same(model:
     assert torch.equal(found.sampling_logps, found.engine_logps)
     assert_close(found.engine_logps, said.where(mask, 0.0), atol=1e-5, rtol=0)
     assert (found.engine_logps.where(~mask, 0.0) == 0).all()
-    assert (found.policy_version, found.max_engine_factor) == (2, 2.0)
+    assert (found.policy_version, found.engine_staleness, found.max_engine_factor) == (2, 0, 2.0)
     assert found.finished.any()
     assert [policy.decode(tokens[keep].tolist()) for tokens, keep in zip(found.response_tokens[0], mask[0], strict=True)] == [
         *found.texts[0]
