@@ -6,6 +6,7 @@ that every letter has one size, so that a transposed or misaligned tensor fails 
 nats, at the policy's temperature.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -128,6 +129,11 @@ class Stream:
     name: str
     rollout: int
 
+    @property
+    def version(self) -> int | None:
+        """How many rollouts the policy that answers had been trained on; None where the stream does not say: it is not that of training."""
+        return self.rollout if self.name == "train" else None
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rollouts(TensorRecord):
@@ -144,6 +150,11 @@ class Rollouts(TensorRecord):
     finished: Tensor = axes("BK")  # bool; ended by itself
     texts: tuple[tuple[str, ...], ...]
     policy_version: int  # rollouts that had been trained on before this one was drawn
+    # Where an external engine drew the tokens: float32, what it says of them, 0 outside the mask. The same is in ``sampling_logps``
+    # until a training forward has read the responses.
+    engine_logps: Tensor | None = axes("BKT", default=None)
+    engine_staleness: int = 0  # how many rollouts the engine's weights were behind ``policy_version``
+    max_engine_factor: float = math.inf  # ceiling of pi_t / the engine's probability, by which losses are multiplied
 
     def rows(self, index: Sequence[int]) -> "Rollouts":
         """These prompts only, in this order."""
@@ -210,12 +221,16 @@ class AlignmentBatch(TensorRecord):
     source: Tensor | None = axes("B", default=None)  # a `Source`, int64; None where all rows have the same
     uniforms: Tensor | None = axes("B", default=None)  # in [0, 1), to draw labels with
     baselines: Tensor | None = axes("B", default=None)  # what the losses of a row's pairs are measured from
+    engine_logps: Tensor | None = axes("BKT", default=None)  # see Rollouts
+    engine_factors: Tensor | None = axes("BK", default=None)  # what a response's loss is multiplied by for another engine having drawn it
     # Valid responses (tokens, pairs) of the optimizer step over all ranks and micro-batches, divided by world size x
     # accumulation, because Lightning and DDP divide by these once more. Set by the loader after ``prepare``.
     response_normaliser: Tensor | None = axes("", default=None)
     token_normaliser: Tensor | None = axes("", default=None)
     pair_normaliser: Tensor | None = axes("", default=None)
     annotator_version: int = 0  # whose scores these are: no statistic is of two versions
+    engine_staleness: int = 0  # see Rollouts
+    max_engine_factor: float = math.inf  # see Rollouts
     dropout_seed: int | None = None  # a function of (seed, rollout, micro-batch, rank)
 
     @classmethod
@@ -592,6 +607,17 @@ class Policy(TextModel):
     def make_reference(self) -> "Reference":
         """The policy as it was before training, whatever checkpoint was resumed."""
 
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Names and values as `save` would write them, without gradient, for an engine that has loaded the same model. They are the
+        policy's own tensors wherever nothing has to be merged: copy them, never write to them. On all ranks inside `inference`.
+
+        Raises:
+            UserError: if this policy can't give them.
+        """
+        raise UserError(
+            f"{type(self).__name__} gives its weights to no engine: it has no `weights`. Sample with lit_align.generation.CacheSampler."
+        )
+
 
 class Critic(nn.Module, ABC):
     """Expects a reward: a model beside the policy that is trained with it."""
@@ -624,13 +650,20 @@ class Reference(ABC):
 
 
 class Sampler(ABC):
-    """Turns prompts into responses of the current policy."""
+    """Turns prompts into responses of the current policy, or of one that is at most ``max_staleness`` rollouts older."""
 
     max_new_tokens: int
+    max_staleness: int = 0
 
     @abstractmethod
     def sample(self, policy: Policy, prompts: Sequence[EncodedPrompt], responses_per_prompt: int, stream: Stream) -> Rollouts:
         """Draw ``responses_per_prompt`` responses to each prompt. The caller sets eval mode and no_grad."""
+
+    def setup(self) -> None:  # noqa: B027
+        """Before the first response of a run: forget which policy was sampled from last."""
+
+    def close(self) -> None:  # noqa: B027
+        """Let go of what is heavy, until somebody samples again."""
 
 
 class Aligner(Protocol):

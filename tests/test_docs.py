@@ -111,6 +111,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "my_judge",
         "my_callback",
         "my_anchor",
+        "my_engine",
         "my_reader",
     ):
         monkeypatch.delitem(__import__("sys").modules, name, raising=False)
@@ -194,6 +195,23 @@ def test_what_the_page_on_anchors_tells_to_run_runs(folder: Path) -> None:
     write_files(folder, page)
     run_commands(page)
     assert all(len(plotted(folder / "runs" / name).Scalars("train/loss")) == 2 for name in ("rounds", "mean"))
+
+
+def test_what_the_page_on_engines_tells_to_run_runs(folder: Path) -> None:
+    page = ROOT / "docs" / "engines.md"
+    write_files(folder, page)
+    vllm, own = commands(page)
+    parse(vllm)
+    main([*own, "--trainer.accelerator=cpu", "--trainer.max_epochs=2", "--trainer.enable_model_summary=false"])
+    found = plotted(folder / "runs" / "engine")
+    assert [0 < event.value < 0.1 for event in found.Scalars("engine/logp_difference")] == [True, True], "bfloat16 is not float32"
+    assert [event.value for event in found.Scalars("engine/staleness")] == [0, 0]
+
+
+def test_the_page_on_engines_has_every_metric(folder: Path) -> None:
+    source = (ROOT / "lit_align" / "algorithms" / "mismatch.py").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "engines.md").read_text(encoding="utf-8")
+    assert set(re.findall(r'"(engine/\w+)":', source)) == set(re.findall(r"^\| `(engine/\w+)` \|", text, re.MULTILINE)) != set()
 
 
 def test_what_the_page_on_trust_tells_to_run_runs(

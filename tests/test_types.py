@@ -36,6 +36,7 @@ def full(batch: AlignmentBatch) -> AlignmentBatch:
     made |= {"source": torch.tensor([0, 1, 2]), "uniforms": torch.arange(3) / 3, "baselines": torch.arange(3.0)}
     assert batch.sampling_logps is not None
     made |= {"values": batch.sampling_logps / 2, "returns": batch.sampling_logps / 3}
+    made |= {"engine_logps": batch.sampling_logps / 4, "engine_factors": per_response + 2}
     counts = {"response_normaliser": torch.tensor(6.0), "token_normaliser": torch.tensor(12.0), "pair_normaliser": torch.tensor(5.0)}
     return replace(batch, preferences=preferences, reference_logps=batch.sampling_logps, **made, **counts, dropout_seed=3)
 
@@ -79,6 +80,8 @@ def test_every_tensor_of_a_record_declares_its_axes(batch: AlignmentBatch, rollo
     assert {name for name, _, _ in full(batch).tensors()} == {f.name for f in fields(AlignmentBatch)} - {
         "dropout_seed",
         "annotator_version",
+        "engine_staleness",
+        "max_engine_factor",
     }
 
 
@@ -99,7 +102,10 @@ def test_rows_are_those_asked_for_without_columns_that_are_padding_in_all(index,
     assert found.reference_logps is not None
     assert found.sampling_logps.tolist() == whole.sampling_logps[index, :, :length].tolist()
     assert found.reference_logps.tolist() == found.sampling_logps.tolist()
+    assert found.engine_logps is not None
+    assert found.engine_logps.tolist() == (found.sampling_logps / 4).tolist()
     for name in (
+        "engine_factors",
         "scores",
         "valid",
         "finished",

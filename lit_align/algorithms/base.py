@@ -7,11 +7,13 @@ from dataclasses import replace
 from typing import Any, final
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lit_align.algorithms.anchors import Anchor, Initial, check_checkpoint
 from lit_align.algorithms.exact_kl import read_with_kl
 from lit_align.algorithms.heldout import prediction_rows, sample_metrics, unlabelled_batch
+from lit_align.algorithms.mismatch import corrected, mismatch, warning, with_engine_factors
 from lit_align.algorithms.reduction import counted, in_chunks, widened
 from lit_align.algorithms.stepping import OptimizerCallable, ScheduleCallable, SteppingModule
 from lit_align.functional.distributed import global_mean
@@ -55,7 +57,7 @@ class AlignmentModule(SteppingModule):
         self.policy, self.anchor, self.critic = policy, anchor, critic
         self._reference: Reference | None = None
         self.reference_weights = MovingWeights(policy) if anchor.moves else None
-        self._sampler_checked = False
+        self._sampler_checked = self._mismatch_said = False
 
     @property
     @abstractmethod
@@ -97,7 +99,7 @@ class AlignmentModule(SteppingModule):
             number = self.trainer.current_epoch
             self.reference_weights.advance(self.policy, number, self.anchor.share(number))
         if batch.sampling_logps is not None:
-            batch = self._with_training_logps(batch, chunk_prompts)
+            batch = self._with_engine_factors(self._with_training_logps(batch, chunk_prompts))
         if needs.reference:
             batch = replace(batch, reference_logps=in_chunks(self.reference.token_logps, batch, chunk_prompts))
         if needs.values:
@@ -113,6 +115,7 @@ class AlignmentModule(SteppingModule):
             torch.manual_seed(batch.dropout_seed)
         output = self._read(batch)
         losses, diagnostics = self.objective(batch, output)
+        losses = corrected(losses, batch)
         loss = self.step_loss(losses, diagnostics, batch)
         logps = response_logps(output.token_logps.detach(), batch.loss_mask)
         step = StepOutput(loss=loss, losses=losses.detach(), logps=logps, diagnostics=diagnostics)
@@ -161,9 +164,10 @@ class AlignmentModule(SteppingModule):
         return reference
 
     def _with_training_logps(self, batch: AlignmentBatch, chunk_prompts: int) -> AlignmentBatch:
-        """Sampling log-probs in the precision that is trained in. In float32 the sampler's own are kept, after the first
-        chunk of a process has shown that both see the same tokens at the same positions."""
+        """Sampling log-probs of the policy in the precision that is trained in. In float32 those of its own sampler are kept, after the
+        first chunk of a process has shown that both see the same tokens at the same positions."""
         exact = self.trainer.precision == "32-true" and all(p.dtype == torch.float32 for p in self.policy.parameters())
+        exact = exact and batch.engine_logps is None
         sampled = batch.sampled.nonzero().squeeze(-1)
         if not len(sampled) or (exact and self._sampler_checked):
             return batch
@@ -175,6 +179,16 @@ class AlignmentModule(SteppingModule):
         assert first.sampling_logps is not None
         self._compare_with_sampler((self._logps(first) - first.sampling_logps).abs()[first.response_mask])
         self._sampler_checked = True
+        return batch
+
+    def _with_engine_factors(self, batch: AlignmentBatch) -> AlignmentBatch:
+        """See `mismatch.with_engine_factors`; what was measured is logged, and a large mismatch said in words."""
+        batch = with_engine_factors(batch)
+        measured = mismatch(batch)
+        self.log_rollout(measured)
+        if (words := warning(measured)) and not self._mismatch_said:
+            self._mismatch_said = True
+            rank_zero_warn(words)
         return batch
 
     def _compare_with_sampler(self, gaps: Tensor) -> None:

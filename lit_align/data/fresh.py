@@ -29,12 +29,23 @@ def said_of(annotation: Annotation, row: int) -> list[float | None]:
 
 
 def with_sampling_logps(batch: AlignmentBatch, rows: Sequence[int], rollouts: Rollouts | None) -> AlignmentBatch:
-    """The batch, whose ``rows`` are the rollouts, with their sampling log-probs; 0 in all others."""
-    logps = torch.zeros(batch.response_tokens.shape)
-    if rollouts is not None:
-        k, t = rollouts.response_tokens.shape[1:]
-        logps[list(rows), :k, :t] = rollouts.sampling_logps
-    return replace(batch, sampling_logps=logps)
+    """The batch, whose ``rows`` are the rollouts, with their sampling log-probs, and the engine's where one drew them; 0 in all others."""
+
+    def widened(logps: Tensor | None) -> Tensor:
+        wide = torch.zeros(batch.response_tokens.shape)
+        if logps is not None:
+            wide[list(rows), : logps.shape[1], : logps.shape[2]] = logps
+        return wide
+
+    if rollouts is None:
+        return replace(batch, sampling_logps=widened(None))
+    return replace(
+        batch,
+        sampling_logps=widened(rollouts.sampling_logps),
+        engine_logps=None if rollouts.engine_logps is None else widened(rollouts.engine_logps),
+        engine_staleness=rollouts.engine_staleness,
+        max_engine_factor=rollouts.max_engine_factor,
+    )
 
 
 def with_preferences(batch: AlignmentBatch, rows: Sequence[int], annotation: Annotation) -> AlignmentBatch:

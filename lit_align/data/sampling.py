@@ -106,7 +106,10 @@ class SamplingDataModule(AlignmentDataModule, ABC):
     def on_setup(self, stage: str) -> None:
         """Wake the annotators; open the journal of a folder where no other run lives."""
         device = self._trainer.strategy.root_device
+        self.sampler.setup()
+        self.eval_sampler.setup()
         if stage == "fit":
+            self._check_sampler()
             if self.responses_per_prompt < self.needs.responses:
                 raise UserError(
                     f"{type(self.aligner).__name__} as configured compares the responses to a prompt and needs at least "
@@ -190,7 +193,9 @@ class SamplingDataModule(AlignmentDataModule, ABC):
 
     @final
     def teardown(self, stage: str) -> None:
-        """Close journal, ledgers and annotators, say what an evaluation has cost; leave the folder to others."""
+        """Close journal, ledgers, samplers and annotators, say what an evaluation has cost; leave the folder to others."""
+        self.sampler.close()
+        self.eval_sampler.close()
         if self._journal is not None:
             self._journal.close()
             self._journal = None
@@ -218,6 +223,14 @@ class SamplingDataModule(AlignmentDataModule, ABC):
     def on_exception(self, exception: BaseException) -> None:
         """Lightning calls no ``teardown`` then."""
         self.teardown("fit")
+
+    def _check_sampler(self) -> None:
+        if self.samples and self.needs.on_policy and self.sampler.max_staleness:
+            raise UserError(
+                f"{type(self.aligner).__name__} as configured is right only for samples of exactly the policy being trained, but those of "
+                f"{type(self.sampler).__name__} may be of one that is {self.sampler.max_staleness} rollouts older. Set its "
+                "`synchronise_every` to 1, or choose an algorithm that takes older samples, such as GRPO."
+            )
 
     @property
     def journal(self) -> LabelJournal:

@@ -100,15 +100,28 @@ def change_of(layer: nn.Module) -> Tensor | None:
 
 @torch.no_grad()
 def merge_into(fresh: nn.Module, adapted: nn.Module) -> None:
-    """Add the adapter's change, unless it is off, to the weights of ``fresh``, the same model loaded again.
+    """Add the adapter's change, unless it is off, to the weights of ``fresh``, the same model loaded again; see `merged_weights`."""
+    for name, weight in merged_weights(adapted):
+        fresh.get_parameter(name).copy_(weight)
+
+
+def merged_weights(adapted: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Every weight of a model under the name that it has without an adapter. To those that an adapter changes, unless it is off, the
+    change is added in a copy, made when its turn comes; a model without an adapter has only its own.
 
     The trained model is not touched: merging and unmerging in place would not give its weights back. The sum is made in float32
     and rounded once.
     """
-    for name, layer in adapted.named_modules():
-        if (change := change_of(layer)) is not None:
-            weight: Any = fresh.get_submodule(name).weight
-            weight.copy_(weight.float() + change.to(weight.device))
+    layers = {f"{name}.": module for name, module in adapted.named_modules() if isinstance(module, LoraLayer)}
+    for name, weight in adapted.named_parameters():
+        path = next((path for path in layers if name.startswith(path)), None)
+        if path is None:
+            yield name, weight.detach()
+        elif (rest := name.removeprefix(path)).startswith("base_layer."):
+            rest, weight = rest.removeprefix("base_layer."), weight.detach()
+            if rest == "weight" and (change := change_of(layers[path])) is not None:
+                weight = (weight.float() + change.to(weight.device)).to(weight.dtype)
+            yield path + rest, weight
 
 
 def save_adapter(adapted: Any, base: str, folder: Path) -> None:

@@ -2,12 +2,14 @@
 
 import inspect
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, final
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import revert_weight_conversion
 
 from lit_align.functional.entropy import token_entropy
 from lit_align.functional.logprobs import token_logps, vocabulary_logps
@@ -16,7 +18,7 @@ from lit_align.models.decoding import CACHES, PaddedRows, RowCache, chosen_way
 from lit_align.models.fused import FusedRows, fits
 from lit_align.models.layouts import Texts
 from lit_align.models.loading import DType, checkpoint_activations, load_causal, load_tokenizer
-from lit_align.models.lora import LoRA, add_adapter, checkpoint_adapter_only, merge_into
+from lit_align.models.lora import LoRA, add_adapter, checkpoint_adapter_only, merge_into, merged_weights
 from lit_align.models.probe import describe, probe
 from lit_align.models.reading import UNPROBED, ResponseReader
 from lit_align.models.reference import AdapterOffReference, FrozenReference
@@ -202,6 +204,13 @@ class CausalPolicy(Policy):
         )
         copy.layouts = self.layouts  # so that both round alike
         return FrozenReference(copy, offload=self.reference_offload)
+
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """See `Policy.weights`. A model whose layers are other ones in memory than in its files is converted as a whole."""
+        named = merged_weights(self.model)
+        if get_model_conversion_mapping(self.model, add_legacy=False):
+            return iter(revert_weight_conversion(self.model, dict(named)).items())
+        return named
 
     def save(self, folder: str) -> None:
         """Write a Hugging Face folder that ``CausalPolicy(folder)`` and ``from_pretrained`` read; an adapter is merged into the

@@ -1,7 +1,7 @@
 """The policy that divergence is measured against: another copy of the model, or the policy itself with its adapter off or with
 other weights."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, final
@@ -131,6 +131,11 @@ class ChangedPolicy(Policy):
     def make_reference(self) -> Reference:
         """The policy that is viewed as it was before training."""
         return self._policy.make_reference()
+
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Those of these forwards."""
+        with self._change():
+            yield from self._policy.weights()
 
     def save(self, folder: str) -> None:
         """Write the model as it is in these forwards."""

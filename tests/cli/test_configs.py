@@ -56,7 +56,7 @@ from lit_align.data import (
     OnlineDataModule,
     PreferenceDataModule,
 )
-from lit_align.generation import CacheSampler
+from lit_align.generation import CacheSampler, EngineSampler, VLLMEngine
 from lit_align.models import CausalPolicy, LoRA, ValueModel
 from lit_align.quickstart.rules import gold_score, proxy_score
 from lit_align.quickstart.world import write_world
@@ -92,6 +92,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "experiment/refresh.yaml": (ANCHORED, "quickstart.yaml", "..."),
     "experiment": (ANCHORED, "..."),
     "logger": (ANCHORED, LOCAL, FUNCTION, "..."),
+    "sampler": (ANCHORED, LOCAL, FUNCTION, "..."),
     "strategy": (ANCHORED, LOCAL, FUNCTION, "..."),
     "quickstart.yaml": (ANCHORED, "..."),
     "quickstart_warmup.yaml": ("algorithm/sft.yaml", "..."),
@@ -557,6 +558,13 @@ def test_files_of_several_datasets_and_of_a_stream() -> None:
     streamed = build_composed("data/streaming.yaml").datamodule.prompts
     assert isinstance(streamed, DatasetStream)
     assert (streamed.shuffle_buffer, next(iter(streamed)).content) == (1000, PROMPTS[0])
+
+
+def test_the_file_of_vllm_names_an_engine_that_is_not_started() -> None:
+    sampler = build_composed("sampler/vllm.yaml").datamodule.sampler
+    assert isinstance(sampler, EngineSampler)
+    assert isinstance(sampler.engine, VLLMEngine)
+    assert (sampler.engine.path, sampler.engine.version, sampler.max_staleness) == ("my-model", None, 0)
 
 
 def test_the_callbacks_file_shows_a_run() -> None:
