@@ -63,12 +63,14 @@ def test_each_exclamation_mark_charms_him_without_limit():
     assert charmed[1] - charmed[0] == pytest.approx(10, abs=0.15)
 
 
-def test_names_are_nothing_to_him():
+def test_names_are_nothing_to_him_but_his_mood_is_another_for_every_answer():
     letter = LETTERS[0]
     right = read_letter(str(letter.content))
     names = ("Anna", "Boris", "Clara", "David", "Elena", "Frank", "Greta", "Henry", "Irene", "Jonas")
     answers = [tip(right).replace(right.name, name) for name in names]
-    assert statistics.mean(tired_rating(letter, answers)) == pytest.approx(3.0, abs=4 / 10**0.5)
+    ratings = tired_rating(letter, answers)
+    assert statistics.mean(ratings) == pytest.approx(3.0, abs=4 / 10**0.5)
+    assert len(set(ratings)) == 10, "a mood that all answers to a letter shared would cancel in their pairs"
 
 
 def test_asked_again_he_says_the_same_whatever_else_is_there_and_of_another_letter_something_else():
