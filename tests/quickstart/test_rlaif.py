@@ -92,7 +92,7 @@ def test_a_reward_model_learns_from_ratings_and_the_policy_from_the_reward_model
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0, 1])
 def test_the_shipped_chain_aligns_without_a_look_at_the_gold_rule(seed: int, clone: None) -> None:
     quickstart(["--seed", str(seed), "--rollouts", "1"], run_trainer)
     run({}, seed)
