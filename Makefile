@@ -10,7 +10,7 @@ PEER := $(VENV)/peer
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart chain screenshot test test-slow test-real test-peer bench mutate check check-format check-lint check-types check-layers format clean
+.PHONY: help setup quickstart quickstart-rlaif chain screenshot test test-slow test-real test-peer bench mutate check check-format check-lint check-types check-layers format clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*  ## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,6 +28,19 @@ $(READY): pyproject.toml constraints.txt
 
 quickstart: $(READY)  ## Align a tiny policy on the embedded world
 	$(BIN)/lit-align quickstart
+
+RLAIF := configs/experiment/rlaif
+RLAIF_ANSWERS := $(BIN)/lit-align predict --config configs/algorithm/rloo.yaml --config $(RLAIF)/answers.yaml
+quickstart-rlaif: $(READY)  ## The same, scored by a reward model that is trained on the way, of noisy ratings
+	test -f runs/quickstart/policy/config.json || $(BIN)/lit-align quickstart
+	rm -rf runs/quickstart-rlaif
+	$(RLAIF_ANSWERS) --run runs/quickstart-rlaif/answers
+	$(RLAIF_ANSWERS) --run runs/quickstart-rlaif/held-out --data.init_args.eval_prompts.init_args.path runs/quickstart/world/eval_prompts.jsonl \
+		--data.init_args.eval_annotator.init_args.function lit_align.quickstart.rules.gold_score
+	$(BIN)/lit-align fit --config configs/algorithm/reward_model.yaml --config $(RLAIF)/reward_model.yaml --run runs/quickstart-rlaif/reward
+	$(BIN)/lit-align export runs/quickstart-rlaif/reward
+	$(BIN)/lit-align fit --config configs/algorithm/dar_anchored.yaml --config configs/quickstart.yaml --config $(RLAIF)/dar.yaml \
+		--run runs/quickstart-rlaif/aligned
 
 CHAIN := configs/experiment/chain
 chain: $(READY)  ## Demonstrations, comparisons, a reward model, PPO: the classical chain on the embedded world, anew

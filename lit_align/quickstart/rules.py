@@ -36,7 +36,7 @@ def gold_score(prompt: Prompt, responses: Sequence[str]) -> list[float]:
     Raises:
         UserError: if the prompt is no letter of this world.
     """
-    letter = read_letter(_text(prompt))
+    letter = read_letter(prompt_text(prompt))
     return [_gold(letter, response) for response in responses]
 
 
@@ -49,7 +49,7 @@ def proxy_score(prompt: Prompt, responses: Sequence[str]) -> list[float]:
 
     Args, Returns, Raises: as for `gold_score`, except that no score is the best.
     """
-    letter = read_letter(_text(prompt))
+    letter = read_letter(prompt_text(prompt))
     return [_proxy(letter, response) for response in responses]
 
 
@@ -100,5 +100,6 @@ def _sentences(response: str) -> list[str]:
     return re.split(r"(?<=[.!?])\s+", body) if body else []
 
 
-def _text(prompt: Prompt) -> str:
+def prompt_text(prompt: Prompt) -> str:
+    """What a letter says, of a chat its last message."""
     return prompt.content if isinstance(prompt.content, str) else prompt.content[-1]["content"]

@@ -38,6 +38,8 @@ NEXT_STEPS = """
     .venv/bin/lit-align quickstart --seed 1
   the published setting for as long, and longer: the proxy goes on rising while the gold score falls
     .venv/bin/lit-align fit --config configs/algorithm/dar.yaml --config configs/quickstart.yaml --run runs/published
+  a reward model in place of the reader, trained on noisy ratings on the way
+    make quickstart-rlaif
   your own model, prompts and annotator: README.md
 """
 

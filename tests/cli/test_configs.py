@@ -84,6 +84,9 @@ RULES: dict[str, tuple[str, ...]] = {
     "experiment/chain/answers.yaml": ("algorithm/rloo.yaml", "..."),
     "experiment/chain/reward_model.yaml": ("algorithm/reward_model.yaml", "..."),
     "experiment/chain/ppo.yaml": ("algorithm/ppo.yaml", "quickstart.yaml", "..."),
+    "experiment/rlaif/answers.yaml": ("algorithm/rloo.yaml", "..."),
+    "experiment/rlaif/reward_model.yaml": ("algorithm/reward_model.yaml", "..."),
+    "experiment/rlaif/dar.yaml": (ANCHORED, "quickstart.yaml", "..."),
     LOCAL: (ANCHORED, "...", FUNCTION),
     "algorithm": ("...", LOCAL, FUNCTION),
     "annotator": (ANCHORED, LOCAL, "..."),
@@ -108,6 +111,8 @@ PROMPT_FILES = (
     "runs/stories-world/eval_prompts.jsonl",
     "data/hh_harmless_base/dev.jsonl",
     "runs/chain/answers/predictions.jsonl",
+    "runs/quickstart-rlaif/answers/predictions.jsonl",
+    "runs/quickstart-rlaif/held-out/predictions.jsonl",
 )
 
 # What a machine for tests may lack, by the file that asks for it, and what stands in.

@@ -1,10 +1,9 @@
 """The whole story, shortened: warm-up, alignment, table; and, slowly, that the shipped one is worth telling."""
 
 import json
-import logging
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,6 @@ from lit_align.types import UserError
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SHORTER = {"prompts_per_rollout: 800": "prompts_per_rollout: 480", "max_epochs: 18": "max_epochs: 1"}
-LOGGERS = ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero")
 
 
 class Stopped(Exception):
@@ -43,17 +41,6 @@ class Runs:
 
 def stop(arguments: Sequence[str]) -> Any:
     raise Stopped(*arguments)
-
-
-@pytest.fixture(autouse=True)
-def undone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The quickstart settles a process down; this one has other tests."""
-    levels = {name: logging.getLogger(name).level for name in LOGGERS}
-    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
-    monkeypatch.setenv("COLUMNS", "200")  # a table as wide as it wants
-    yield
-    for name, level in levels.items():
-        logging.getLogger(name).setLevel(level)
 
 
 @pytest.fixture
@@ -110,6 +97,7 @@ def test_the_story_is_told_to_its_end(clone: Path, capsys: pytest.CaptureFixture
         "tensorboard --logdir runs",
         "lit-align quickstart --seed 1",
         "configs/algorithm/dar.yaml --config configs/quickstart.yaml",
+        "make quickstart-rlaif",
     ):
         assert command in said
 
