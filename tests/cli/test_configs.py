@@ -80,6 +80,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "algorithm/sail_dp.yaml": ("...", LOCAL, FUNCTION, MIXED),
     "algorithm/sail_pp.yaml": ("...", LOCAL, FUNCTION, MIXED),
     "algorithm/sail_pr.yaml": ("...", LOCAL, FUNCTION, MIXED),
+    "algorithm/sail_pr_revkl.yaml": ("...", LOCAL, FUNCTION, MIXED),
     MIXED: ("algorithm/sail_pr.yaml", LOCAL, FUNCTION, "..."),
     "experiment/chain/answers.yaml": ("algorithm/rloo.yaml", "..."),
     "experiment/chain/reward_model.yaml": ("algorithm/reward_model.yaml", "..."),
@@ -464,6 +465,20 @@ def test_designs_of_sail_are_published_mixtures(name: str, mixture: tuple[float,
     optimizer, schedule = optimizer_of(cli)
     assert type(optimizer) is torch.optim.RMSprop
     assert (schedule.start_factor, schedule.total_iters, optimizer.defaults["lr"]) == (0.00667, 150, 1e-5)
+
+
+def test_sail_revkl_is_sail_pr_with_the_published_price() -> None:
+    cli, plain = build_composed("algorithm/sail_pr_revkl.yaml"), build_composed("algorithm/sail_pr.yaml")
+    sail, data = cli.model, cli.datamodule
+    assert isinstance(sail, SAIL)
+    assert (sail.beta, sail.reference_kl, sail.needs.kl) == (0.1, 1e-3, "reference_policy")
+    assert (sail.answer_weights, sail.label_weights) == (plain.model.answer_weights, plain.model.label_weights)
+    assert isinstance(data, MixedDataModule)
+    assert (data.routes, data.responses_per_prompt) == (plain.datamodule.routes, plain.datamodule.responses_per_prompt)
+    assert data.micro_batch_prompts * cli.trainer.accumulate_grad_batches == data.prompts_per_rollout, "one step per rollout"
+    optimizer, schedule = optimizer_of(cli)
+    assert type(optimizer) is torch.optim.RMSprop
+    assert (data.fixed_passes, cli.trainer.max_epochs, schedule.total_iters) == (None, 100, 10)
 
 
 @pytest.mark.parametrize("name", ["dpo", "ipo", "slic", "simpo", "orpo", "iterative_sft", "iterative_dpo", "sft"])
