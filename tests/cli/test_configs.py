@@ -85,6 +85,10 @@ RULES: dict[str, tuple[str, ...]] = {
     "experiment/chain/answers.yaml": ("algorithm/rloo.yaml", "..."),
     "experiment/chain/reward_model.yaml": ("algorithm/reward_model.yaml", "..."),
     "experiment/chain/ppo.yaml": ("algorithm/ppo.yaml", "quickstart.yaml", "..."),
+    "experiment/chain_stories/sft.yaml": ("algorithm/sft.yaml", "..."),
+    "experiment/chain_stories/answers.yaml": ("algorithm/rloo.yaml", "..."),
+    "experiment/chain_stories/reward_model.yaml": ("algorithm/reward_model.yaml", "..."),
+    "experiment/chain_stories/ppo.yaml": ("algorithm/ppo.yaml", "experiment/stories.yaml", "..."),
     LOCAL: (ANCHORED, "...", FUNCTION),
     "algorithm": ("...", LOCAL, FUNCTION),
     "annotator": (ANCHORED, LOCAL, "..."),
@@ -98,7 +102,16 @@ RULES: dict[str, tuple[str, ...]] = {
     "quickstart_warmup.yaml": ("algorithm/sft.yaml", "..."),
 }
 
-# Where the files look for prompts; models, worlds and the lexicon are written beside them.
+# Where the files look for models and for prompts; worlds and the lexicon are written beside them.
+MODEL_FOLDERS = (
+    "my-model",
+    "runs/quickstart/initial",
+    "runs/quickstart/policy",
+    "runs/chain/reward/export",
+    "runs/chain-stories/sft/export",
+    "runs/chain-stories/reward/export",
+    "data/stories260K",
+)
 PROMPT_FILES = (
     "prompts.jsonl",
     "more_prompts.jsonl",
@@ -107,7 +120,9 @@ PROMPT_FILES = (
     "runs/stories-world/prompts.jsonl",
     "runs/stories-world/eval_prompts.jsonl",
     "data/hh_harmless_base/dev.jsonl",
+    "runs/stories-world/demonstrations.jsonl",
     "runs/chain/answers/predictions.jsonl",
+    "runs/chain-stories/answers/predictions.jsonl",
 )
 
 # What a machine for tests may lack, by the file that asks for it, and what stands in.
@@ -138,7 +153,7 @@ def skipped_without(file: str) -> Any:
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """The folder where all that the files name is to be found; nothing is run in it."""
     folder = tmp_path_factory.mktemp("world")
-    for name in ("my-model", "runs/quickstart/initial", "runs/quickstart/policy", "runs/chain/reward/export", "data/stories260K"):
+    for name in MODEL_FOLDERS:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         write_tiny(folder / name, context=256)
     write_world(folder / "runs" / "quickstart" / "world", 0, 8, 8, 8)
