@@ -120,7 +120,6 @@ PROMPT_FILES = (
     "runs/stories-world/prompts.jsonl",
     "runs/stories-world/eval_prompts.jsonl",
     "data/hh_harmless_base/dev.jsonl",
-    "runs/stories-world/demonstrations.jsonl",
     "runs/chain/answers/predictions.jsonl",
     "runs/chain-stories/answers/predictions.jsonl",
 )
@@ -160,7 +159,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     for name in PROMPT_FILES:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         write_prompts(folder / name)
-    (folder / "demonstrations.jsonl").write_text('{"prompt": "a", "response": "b"}\n', encoding="utf-8")
+    for name in ("demonstrations.jsonl", "runs/stories-world/demonstrations.jsonl"):
+        (folder / name).write_text('{"prompt": "a", "response": "b"}\n', encoding="utf-8")
     for name in ("pairs.jsonl", "eval_pairs.jsonl"):
         (folder / name).write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n', encoding="utf-8")
     (folder / "data" / "sentiment_vader").mkdir()
