@@ -60,7 +60,7 @@ COMPARISONS = {
             "reinforce_pp": {},
             "grpo": {"beta": 0.01},
             "kto": {},
-            "ppo": {"missing_eos": "null"},  # nearly all answers are cut off: all scores would be set to the same
+            "ppo": {"missing_eos": "null", "beta": 0.01},  # nearly all answers are cut off: all scores would be set to the same
             "dpo_offline": {},
             "sail_dp": {},
             "sail_pp": {},
