@@ -10,10 +10,10 @@ PEER := $(VENV)/peer
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart quickstart-rlaif chain screenshot test test-slow test-real test-peer bench mutate check check-format check-lint check-types check-layers format clean
+.PHONY: help setup quickstart quickstart-rlaif chain chain-stories screenshot test test-slow test-real test-peer bench mutate check check-format check-lint check-types check-layers format clean
 
 help:  ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*  ## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*  ## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(READY)  ## Install everything into .venv (PYTHON=python3.12 chooses the interpreter)
 
@@ -42,14 +42,28 @@ quickstart-rlaif: $(READY)  ## The same, scored by a reward model that is traine
 	$(BIN)/lit-align fit --config configs/algorithm/dar_anchored.yaml --config configs/quickstart.yaml --config $(RLAIF)/dar.yaml \
 		--run runs/quickstart-rlaif/aligned
 
-CHAIN := configs/experiment/chain
+# Comparisons, a reward model, PPO. 1: the folder of their files, 2: that of the runs, 3: the file of the world.
+define after_demonstrations
+	$(BIN)/lit-align predict --config configs/algorithm/rloo.yaml --config $(1)/answers.yaml --run $(2)/answers
+	$(BIN)/lit-align fit --config configs/algorithm/reward_model.yaml --config $(1)/reward_model.yaml --run $(2)/reward
+	$(BIN)/lit-align export $(2)/reward
+	$(BIN)/lit-align fit --config configs/algorithm/ppo.yaml --config $(3) --config $(1)/ppo.yaml --run $(2)/ppo
+endef
+
 chain: $(READY)  ## Demonstrations, comparisons, a reward model, PPO: the classical chain on the embedded world, anew
 	test -f runs/quickstart/policy/config.json || $(BIN)/lit-align quickstart
 	rm -rf runs/chain
-	$(BIN)/lit-align predict --config configs/algorithm/rloo.yaml --config $(CHAIN)/answers.yaml --run runs/chain/answers
-	$(BIN)/lit-align fit --config configs/algorithm/reward_model.yaml --config $(CHAIN)/reward_model.yaml --run runs/chain/reward
-	$(BIN)/lit-align export runs/chain/reward
-	$(BIN)/lit-align fit --config configs/algorithm/ppo.yaml --config configs/quickstart.yaml --config $(CHAIN)/ppo.yaml --run runs/chain/ppo
+	$(call after_demonstrations,configs/experiment/chain,runs/chain,configs/quickstart.yaml)
+
+STORIES := configs/experiment/chain_stories
+chain-stories: export LIT_ALIGN_DATA := $(or $(LIT_ALIGN_DATA),$(realpath ../shared/data))
+chain-stories: $(READY)  ## The same on stories260K and real stories, from the folder LIT_ALIGN_DATA
+	@test -n "$$LIT_ALIGN_DATA" || { echo "No real data: set LIT_ALIGN_DATA to its folder. Nothing was run."; exit 1; }
+	$(BIN)/python -m benchmarks.stories prepare
+	rm -rf runs/chain-stories
+	$(BIN)/lit-align fit --config configs/algorithm/sft.yaml --config $(STORIES)/sft.yaml --run runs/chain-stories/sft
+	$(BIN)/lit-align export runs/chain-stories/sft
+	$(call after_demonstrations,$(STORIES),runs/chain-stories,configs/experiment/stories.yaml)
 
 screenshot: $(READY)  ## Run the quickstart and take the picture of TensorBoard in README (needs chromium and playwright)
 	$(BIN)/lit-align quickstart

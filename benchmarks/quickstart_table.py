@@ -9,7 +9,6 @@ runs each file of ``configs/algorithm`` with ``configs/quickstart.yaml`` and the
 """
 
 import argparse
-import json
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,13 +16,9 @@ from typing import Any
 import torch
 
 from benchmarks.runs import fit, markdown, result_of, settings_text
-from lit_align.data import JsonlPrompts
-from lit_align.data.pool import PromptPool
-from lit_align.generation import CacheSampler
-from lit_align.models import CausalPolicy
-from lit_align.quickstart.rules import proxy_score
-from lit_align.types import Stream, UserError
+from benchmarks.worlds import WORLDS, paired
 
+WORLD = WORLDS["quickstart"]
 ROLLOUTS = 20
 FOLDER = Path("runs/quickstart-table")
 METRICS = ("win_rate", "win_rate_low", "win_rate_high", "score", "reference_score", "kl_reference")
@@ -53,37 +48,19 @@ SETTINGS: dict[str, dict[str, float]] = {
     "sail_dp": {"optimizer.init_args.lr": 3e-4},
     "sail_pp": {"optimizer.init_args.lr": 3e-4},
     "sail_pr": {"optimizer.init_args.lr": 3e-4},
+    "sail_pr_revkl": {"optimizer.init_args.lr": 3e-4},
 }
 PAIRS = FOLDER / "pairs.jsonl"  # for those that have fixed rows
-PAIRED = {
-    "data.init_args.prompts.init_args.path": PAIRS,
-    "data.init_args.max_response_tokens": 64,
-    "data.init_args.fixed_passes": "null",
-}
 
 
 def run(algorithm: str, seed: int) -> dict[str, float]:
     """What the judge says at the end of one run."""
     options: dict[str, object] = {f"model.init_args.{name}": value for name, value in SETTINGS[algorithm].items()}
     options |= {"trainer.max_epochs": ROLLOUTS, "seed_everything": seed}
-    options |= PAIRED if "MixedDataModule" in Path(f"configs/algorithm/{algorithm}.yaml").read_text(encoding="utf-8") else {}
-    files = (f"configs/algorithm/{algorithm}.yaml", "configs/quickstart.yaml")
-    said = fit(FOLDER / f"{algorithm}-{seed}", files, options).callback_metrics
+    file = f"configs/algorithm/{algorithm}.yaml"
+    options |= paired(PAIRS) if "MixedDataModule" in Path(file).read_text(encoding="utf-8") else {}
+    said = fit(FOLDER / f"{algorithm}-{seed}", (file, WORLD.config), options).callback_metrics
     return {name: float(said[f"judge/{name}"]) for name in METRICS}
-
-
-def write_pairs() -> None:
-    """Two answers of the warmed-up policy to as many letters as a run reads, the one that the reader in a hurry likes better first."""
-    PAIRS.parent.mkdir(parents=True, exist_ok=True)
-    policy = CausalPolicy("runs/quickstart/policy")
-    letters = PromptPool(JsonlPrompts("runs/quickstart/world/prompts.jsonl"), policy, None, "drop", 0).take(0, 1000)
-    with policy.inference(), PAIRS.open("w", encoding="utf-8") as file:
-        for start in range(0, len(letters), 100):
-            rollouts = CacheSampler(max_new_tokens=64).sample(policy, letters[start : start + 100], 2, Stream(0, "pairs", 0))
-            for prompt, texts in zip(rollouts.prompts, rollouts.texts, strict=True):
-                (worse, rejected), (better, chosen) = sorted(zip(proxy_score(prompt, texts), texts, strict=True))
-                if better > worse:
-                    file.write(json.dumps({"prompt": prompt.content, "chosen": chosen, "rejected": rejected}) + "\n")
 
 
 def row(result: dict[str, Any]) -> list[str]:
@@ -98,11 +75,10 @@ def main() -> None:
     parser.add_argument("--algorithms", nargs="*", default=[*SETTINGS], choices=[*SETTINGS])
     parser.add_argument("--seeds", type=int, default=1, help="how many, from 0 on")
     options = parser.parse_args()
-    if not Path("runs/quickstart/policy/config.json").is_file():
-        raise UserError("There is no warmed-up policy in runs/quickstart/policy: run `lit-align quickstart` here first.")
+    WORLD.check()
     torch.set_num_threads(1)  # at this size a second thread waits more than it works
     if not PAIRS.is_file():
-        write_pairs()
+        WORLD.write_pairs(PAIRS, 1000)  # as many letters as a run reads, and more
     rows = []
     for seed in range(options.seeds):
         for algorithm in options.algorithms:

@@ -4,8 +4,8 @@ The proxy that trains is VADER's compound score: the sum of the valences of all 
 worth more than saying it once. The gold rule that evaluates counts every word once and discounts repeated word pairs, so it
 sees what the proxy is blind to.
 
-``python -m benchmarks.stories prepare`` writes the prompts, the first words of real stories, from the folder that
-``LIT_ALIGN_DATA`` names; ``configs/experiment/stories.yaml`` is the run.
+``python -m benchmarks.stories prepare`` writes the prompts, the first words of real stories, and demonstrations, their rest, from the
+folder that ``LIT_ALIGN_DATA`` names; ``configs/experiment/stories.yaml`` is the run.
 """
 
 import json
@@ -59,12 +59,19 @@ class Gold(Lexicon):
 
 
 def prepare(data: Path, folder: Path) -> None:
-    """Write ``prompts.jsonl`` and ``eval_prompts.jsonl``, disjoint, into ``folder``."""
+    """Write ``prompts.jsonl`` and ``eval_prompts.jsonl``, disjoint, and ``demonstrations.jsonl``, how the stories of the former go on, into
+    ``folder``."""
     rows = [json.loads(line) for line in (data / "tinystories" / "dev.jsonl").read_text(encoding="utf-8").splitlines()]
-    starts = list(dict.fromkeys(" ".join(row["text"].split()[:WORDS_OF_PROMPT]) for row in rows))
+    stories = [
+        (" ".join(words[:WORDS_OF_PROMPT]), " ".join(["", *words[WORDS_OF_PROMPT:]])) for words in (row["text"].split() for row in rows)
+    ]
+    starts = list(dict.fromkeys(start for start, _ in stories))
+    held_out, train = starts[:HELD_OUT], starts[HELD_OUT:]
+    kept = set(train)
     folder.mkdir(parents=True, exist_ok=True)
-    for name, part in (("eval_prompts", starts[:HELD_OUT]), ("prompts", starts[HELD_OUT:])):
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps({"prompt": start}) + "\n" for start in part), encoding="utf-8")
+    _write(folder / "eval_prompts.jsonl", [{"prompt": start} for start in held_out])
+    _write(folder / "prompts.jsonl", [{"prompt": start} for start in train])
+    _write(folder / "demonstrations.jsonl", [{"prompt": start, "response": rest} for start, rest in stories if start in kept])
 
 
 def data_folder() -> Path:
@@ -76,6 +83,10 @@ def data_folder() -> Path:
 
 def _words(text: str) -> list[str]:
     return WORD.findall(text.lower())
+
+
+def _write(file: Path, rows: Sequence[dict[str, str]]) -> None:
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
 if __name__ == "__main__" and sys.argv[1:] == ["prepare"]:

@@ -70,6 +70,8 @@ class KLMonitor(RolloutCallback):
         off = (divergence - kl).where(valid, 0.0).sum(-1)  # [B]
         sums = torch.stack([off.square().sum(), valid.sum().float(), valid.any(-1).sum().float()])
         squares, responses, prompts = global_sum(sums).tolist()
+        if not responses:  # nothing is known of it
+            return
         self._kl = float(kl)
         metrics = {"kl/reference": self._kl}
         if prompts > 1:

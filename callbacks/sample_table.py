@@ -48,7 +48,7 @@ class SampleTable(RolloutCallback):
     ) -> None:
         """Write the file, then the table."""
         rollout = trainer.current_epoch
-        if rollout % self.every_n_rollouts:
+        if rollout % self.every_n_rollouts or not rollouts.prompts:
             return
         rows = _rows(rollouts, annotation, batch)
         rank = f"-rank-{trainer.global_rank}" if trainer.global_rank else ""

@@ -43,7 +43,8 @@ class WeightClipping(RolloutCallback):
             return
         weights, valid = batch.weights.detach().float(), batch.valid  # [B, K]
         size = weights.abs().where(valid, 0.0)
-        here = torch.stack([weights.where(valid, -math.inf).max(), size.max()])
+        seen = torch.cat([weights.where(valid, -math.inf).flatten(), weights.new_tensor([-math.inf])])  # a rank may have no prompt
+        here = torch.stack([seen.max(), torch.cat([size.flatten(), size.new_zeros(1)]).max()])
         highest, largest = cast(Tensor, module.all_gather(here)).view(-1, 2).amax(0).tolist()  # over all ranks
         relative = size / (largest or 1.0)  # squares of weights as they come could overflow
         compared = valid.sum(-1) > 1  # [B]

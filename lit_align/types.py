@@ -721,4 +721,7 @@ class RolloutCallback(Callback):
         batch: AlignmentBatch,
         diagnostics: Diagnostics,
     ) -> None:
-        """After ``prepare``: everything that this rank will train on, and what the algorithm says about it."""
+        """After ``prepare``: everything that this rank will train on, and what the algorithm says about it.
+
+        Of fixed and fresh rows in one rollout, these are the fresh ones. A rank may have none: ``B`` is 0 there, and it is told all the
+        same, so that a callback may compare ranks."""

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.equal_kl import HEADER, Point, at_nats, curve_of, row
+from benchmarks.equal_kl import COMPARISONS, FILES, PAIRED, ROOT, Point, at_nats, curve_of, header, row
 
 
 def test_a_run_is_read_where_it_first_passes() -> None:
@@ -31,7 +31,9 @@ def test_a_line_of_the_table_is_over_seeds() -> None:
         curve = [(0.0, 0.5, 0.5), (nats, gold, 0.75)]
         return {"algorithm": "dpo", "settings": {"beta": 0.1}, "curve": curve, "labels": 3840.0, "seconds": seconds}
 
-    line = dict(zip(HEADER, row([result(0.75, 10, 3), result(0.85, 10, 5), result(0.9, 5, 4)], [result(0.5, 10, 2)]), strict=False))
+    line = dict(
+        zip(header(10, "dar"), row([result(0.75, 10, 3), result(0.85, 10, 5), result(0.9, 5, 4)], [result(0.5, 10, 2)], 10), strict=True)
+    )
     assert line == {
         "algorithm": "`dpo`",
         "settings": "beta 0.1",
@@ -41,6 +43,14 @@ def test_a_line_of_the_table_is_over_seeds() -> None:
         "KL at the end, nats": "8.3 (5.0 to 10.0)",
         "gold at the end": "0.833 (0.750 to 0.900)",
         "labels": "3,840",
+        "CPU time, `dar` = 1": "2.00",
     }
-    assert row([result(0.75, 10, 3)], [result(0.5, 10, 2)])[-1] == "1.50"
-    assert row([result(0.75, 5, 3)], [result(0.5, 10, 2)])[3] == "never there"
+    assert row([result(0.75, 5, 3)], [result(0.5, 10, 2)], 10)[3] == "never there"
+    assert row([result(0.75, 5, 3)], [result(0.5, 10, 2)], 5)[3] == "0.750 (0.750 to 0.750)"
+
+
+@pytest.mark.parametrize("world", COMPARISONS)
+def test_every_line_of_a_comparison_is_a_file(world: str) -> None:
+    for name in COMPARISONS[world].settings:
+        file = ROOT / f"configs/algorithm/{FILES.get(name, name)}.yaml"
+        assert ("MixedDataModule" in file.read_text(encoding="utf-8")) <= (name in PAIRED)

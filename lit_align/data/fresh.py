@@ -28,17 +28,14 @@ def said_of(annotation: Annotation, row: int) -> list[float | None]:
     return [score if valid else None for score, valid in given]
 
 
-def with_sampling_logps(batch: AlignmentBatch, rows: Sequence[int], rollouts: Rollouts | None) -> AlignmentBatch:
+def with_sampling_logps(batch: AlignmentBatch, rows: Sequence[int], rollouts: Rollouts) -> AlignmentBatch:
     """The batch, whose ``rows`` are the rollouts, with their sampling log-probs, and the engine's where one drew them; 0 in all others."""
 
-    def widened(logps: Tensor | None) -> Tensor:
+    def widened(logps: Tensor) -> Tensor:
         wide = torch.zeros(batch.response_tokens.shape)
-        if logps is not None:
-            wide[list(rows), : logps.shape[1], : logps.shape[2]] = logps
+        wide[list(rows), : logps.shape[1], : logps.shape[2]] = logps
         return wide
 
-    if rollouts is None:
-        return replace(batch, sampling_logps=widened(None))
     return replace(
         batch,
         sampling_logps=widened(rollouts.sampling_logps),
@@ -70,6 +67,24 @@ def picked(tensor: Tensor, letters: str, rows: Tensor, k: int) -> Tensor:
     for axis, letter in enumerate(letters):
         tensor = tensor.narrow(axis, 0, k) if letter == "K" else tensor
     return tensor
+
+
+def no_rollouts(k: int, policy_version: int) -> Rollouts:
+    """What the policy said, ``k`` times each, where it was asked nothing."""
+    tokens, mask = torch.zeros(0, k, 0, dtype=torch.int64), torch.zeros(0, k, 0, dtype=torch.bool)
+    return Rollouts(
+        prompts=(),
+        occurrences=torch.zeros(0, dtype=torch.int64),
+        prompt_tokens=tokens[:, 0],
+        prompt_mask=mask[:, 0],
+        response_tokens=tokens,
+        response_mask=mask,
+        loss_mask=mask,
+        sampling_logps=mask.float(),
+        finished=mask.any(-1),
+        texts=(),
+        policy_version=policy_version,
+    )
 
 
 def said_first(annotation: Annotation | None, count: int, k: int) -> Annotation:

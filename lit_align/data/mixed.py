@@ -10,7 +10,7 @@ import torch
 from lit_align.data.budget import Budget
 from lit_align.data.collate import join
 from lit_align.data.fixed import require_answers
-from lit_align.data.fresh import fresh_row, picked, said_first, said_of, with_preferences, with_sampling_logps
+from lit_align.data.fresh import fresh_row, no_rollouts, picked, said_first, said_of, with_preferences, with_sampling_logps
 from lit_align.data.packing import FixedRow, encoded, packed
 from lit_align.data.pool import LongPrompts
 from lit_align.data.preferences import given_answers
@@ -180,7 +180,7 @@ class MixedDataModule(SamplingDataModule):
                 said = self.label([prompts[i] for i in judged], stream, chunks, self.annotator)
             if own:
                 self.label([prompts[i] for i in own], stream, chunks, None)
-            rollouts = join([answered for answered, _ in chunks]).to("cpu") if chunks else None
+            rollouts = join([answered for answered, _ in chunks]).to("cpu") if chunks else no_rollouts(self.responses_per_prompt, number)
             batch = self._packed(prompts, judged, fresh, rollouts, said)
             labels = torch.tensor(uniforms(self.seed, "label", number, prompts))
             batch = replace(batch, source=torch.tensor(sources), uniforms=labels)
@@ -193,15 +193,14 @@ class MixedDataModule(SamplingDataModule):
         return batch.to("cpu")
 
     def _packed(
-        self, prompts: list[EncodedPrompt], judged: list[int], fresh: list[int], rollouts: Rollouts | None, said: Annotation | None
+        self, prompts: list[EncodedPrompt], judged: list[int], fresh: list[int], rollouts: Rollouts, said: Annotation | None
     ) -> AlignmentBatch:
         """All rows, in the order of ``prompts``; those numbered ``fresh`` are the rollouts, the first of them are ``judged``."""
         model, own = self.aligner.text_model, [0.0] * self.responses_per_prompt
         rows: dict[int, FixedRow] = {}
-        if rollouts is not None:
-            for row, i in enumerate(fresh):
-                scores = said_of(said, row) if said is not None and row < len(judged) else own
-                rows[i] = fresh_row(prompts[i], rollouts, row, scores)
+        for row, i in enumerate(fresh):
+            scores = said_of(said, row) if said is not None and row < len(judged) else own
+            rows[i] = fresh_row(prompts[i], rollouts, row, scores)
         for i in range(len(prompts)):
             if i not in rows:
                 rows[i] = encoded(model, prompts[i], given_answers(prompts[i].prompt), self.max_response_tokens)
@@ -245,13 +244,13 @@ class MixedDataModule(SamplingDataModule):
         self.aligner.log_rollout({f"rows/{source.name.lower()}": count for source, count in zip(Source, counts, strict=True)})
 
     def _tell_end(
-        self, fresh: list[int], rollouts: Rollouts | None, said: Annotation | None, batch: AlignmentBatch, diagnostics: Diagnostics
+        self, fresh: list[int], rollouts: Rollouts, said: Annotation | None, batch: AlignmentBatch, diagnostics: Diagnostics
     ) -> None:
-        """Callbacks hear of the fresh rows; of none in a rollout for which some rank has none, as they compare ranks."""
-        device = self._trainer.strategy.root_device
-        if not self.samples or global_sum(torch.tensor(rollouts is None, device=device)) or rollouts is None:
+        """Callbacks hear of the fresh rows, on every rank: they compare ranks, and this one may have none."""
+        if not self.samples:
             return
-        index, k = torch.tensor(fresh, device=batch.scores.device), self.responses_per_prompt
+        device, k = self._trainer.strategy.root_device, self.responses_per_prompt
+        index = torch.tensor(fresh, dtype=torch.int64, device=batch.scores.device)
         shown = batch.map_tensors(lambda tensor, letters: picked(tensor, letters, index, k))
         heard = {name: picked(value, "BKK"[: value.dim()], index, k) for name, value in diagnostics.items()}
         self.tell("end", rollouts.to(device), said_first(said, len(fresh), k).to(device), shown, heard)

@@ -134,9 +134,10 @@ class SamplingDataModule(AlignmentDataModule, ABC):
     @final
     def begin(self, stream: Stream, at_most: int, prompts: int) -> Meter:
         """Who is told what a rollout costs, if the budget has room for ``at_most`` labels on all ranks; callbacks then hear that it
-        starts, with responses to ``prompts`` prompts on this rank."""
+        starts, with responses to ``prompts`` prompts on this rank. Where the policy answers nothing there is nothing to hear."""
         meter = self.costs.admit(stream, at_most)
-        self.tell("start", stream.rollout, prompts * self.responses_per_prompt)
+        if self.samples:
+            self.tell("start", stream.rollout, prompts * self.responses_per_prompt)
         return meter
 
     def label(self, prompts: list[EncodedPrompt], stream: Stream, chunks: Chunks, annotator: Annotator | None) -> Annotation:

@@ -1,5 +1,6 @@
 """The divergence of the next token that a training step can ask for: of the right tokens, in the right direction, with its gradient."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -117,3 +118,26 @@ def test_what_is_not_used_is_not_read(tiny: str) -> None:
     assert whole.kl is not None
     assert_close(output.kl[::2], whole.kl[::2])
     assert output.kl[1::2].abs().sum() == 0
+
+
+def test_one_more_vocabulary_is_kept_for_every_token_and_no_second(tiny: str) -> None:
+    """Beside what the policy's own table keeps, the backward pass finds the reference's, and nothing that was between."""
+    policy = moved(CausalPolicy(tiny))
+    reference, together = policy.make_reference(), batch()
+
+    def kept(read: Callable[[], object]) -> int:
+        """Numbers in tensors as wide as the vocabulary that the graph holds."""
+        seen: dict[int, torch.UntypedStorage] = {}  # held, so that no two have one address
+
+        def pack(tensor: torch.Tensor) -> torch.Tensor:
+            if tensor.shape[-1] == 14 and tensor.is_floating_point():
+                seen[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            read()
+        return sum(storage.nbytes() for storage in seen.values()) // torch.float32.itemsize
+
+    more = kept(lambda: read_with_kl(policy, reference, together, "reference_policy")) - kept(lambda: policy(together, vocabulary=True))
+    parts = [together.rows(rows) for rows in torch.arange(len(PROMPTS)).split(ROWS)]
+    assert more == 14 * sum(part.response_mask.numel() for part in parts)

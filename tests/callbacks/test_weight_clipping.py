@@ -46,6 +46,10 @@ def test_only_negative_weights_have_a_negative_maximum(tmp_path):
     assert logged(tmp_path, make_rollout(torch.rand(1, 2), weights=torch.tensor([[-1.0, -3.0]])))["weights/max"] == -1.0
 
 
+def test_a_rank_without_a_prompt_has_nothing_to_say(tmp_path):
+    assert logged(tmp_path, make_rollout(torch.rand(0, 2), weights=torch.rand(0, 2))) == {}
+
+
 def test_squares_do_not_overflow(tmp_path):
     found = logged(tmp_path, make_rollout(torch.rand(1, 2), weights=torch.tensor([[1e30, 1e30]])))
     assert found["weights/effective_sample_size"] == 1.0

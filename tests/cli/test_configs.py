@@ -80,6 +80,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "algorithm/sail_dp.yaml": ("...", LOCAL, FUNCTION, MIXED),
     "algorithm/sail_pp.yaml": ("...", LOCAL, FUNCTION, MIXED),
     "algorithm/sail_pr.yaml": ("...", LOCAL, FUNCTION, MIXED),
+    "algorithm/sail_pr_revkl.yaml": ("...", LOCAL, FUNCTION, MIXED),
     MIXED: ("algorithm/sail_pr.yaml", LOCAL, FUNCTION, "..."),
     "experiment/chain/answers.yaml": ("algorithm/rloo.yaml", "..."),
     "experiment/chain/reward_model.yaml": ("algorithm/reward_model.yaml", "..."),
@@ -87,6 +88,10 @@ RULES: dict[str, tuple[str, ...]] = {
     "experiment/rlaif/answers.yaml": ("algorithm/rloo.yaml", "..."),
     "experiment/rlaif/reward_model.yaml": ("algorithm/reward_model.yaml", "..."),
     "experiment/rlaif/dar.yaml": (ANCHORED, "quickstart.yaml", "..."),
+    "experiment/chain_stories/sft.yaml": ("algorithm/sft.yaml", "..."),
+    "experiment/chain_stories/answers.yaml": ("algorithm/rloo.yaml", "..."),
+    "experiment/chain_stories/reward_model.yaml": ("algorithm/reward_model.yaml", "..."),
+    "experiment/chain_stories/ppo.yaml": ("algorithm/ppo.yaml", "experiment/stories.yaml", "..."),
     LOCAL: (ANCHORED, "...", FUNCTION),
     "algorithm": ("...", LOCAL, FUNCTION),
     "annotator": (ANCHORED, LOCAL, "..."),
@@ -101,7 +106,16 @@ RULES: dict[str, tuple[str, ...]] = {
     "quickstart_warmup.yaml": ("algorithm/sft.yaml", "..."),
 }
 
-# Where the files look for prompts; models, worlds and the lexicon are written beside them.
+# Where the files look for models and for prompts; worlds and the lexicon are written beside them.
+MODEL_FOLDERS = (
+    "my-model",
+    "runs/quickstart/initial",
+    "runs/quickstart/policy",
+    "runs/chain/reward/export",
+    "runs/chain-stories/sft/export",
+    "runs/chain-stories/reward/export",
+    "data/stories260K",
+)
 PROMPT_FILES = (
     "prompts.jsonl",
     "more_prompts.jsonl",
@@ -113,6 +127,7 @@ PROMPT_FILES = (
     "runs/chain/answers/predictions.jsonl",
     "runs/quickstart-rlaif/answers/predictions.jsonl",
     "runs/quickstart-rlaif/held-out/predictions.jsonl",
+    "runs/chain-stories/answers/predictions.jsonl",
 )
 
 # What a machine for tests may lack, by the file that asks for it, and what stands in.
@@ -143,14 +158,15 @@ def skipped_without(file: str) -> Any:
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """The folder where all that the files name is to be found; nothing is run in it."""
     folder = tmp_path_factory.mktemp("world")
-    for name in ("my-model", "runs/quickstart/initial", "runs/quickstart/policy", "runs/chain/reward/export", "data/stories260K"):
+    for name in MODEL_FOLDERS:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         write_tiny(folder / name, context=256)
     write_world(folder / "runs" / "quickstart" / "world", 0, 8, 8, 8)
     for name in PROMPT_FILES:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         write_prompts(folder / name)
-    (folder / "demonstrations.jsonl").write_text('{"prompt": "a", "response": "b"}\n', encoding="utf-8")
+    for name in ("demonstrations.jsonl", "runs/stories-world/demonstrations.jsonl"):
+        (folder / name).write_text('{"prompt": "a", "response": "b"}\n', encoding="utf-8")
     for name in ("pairs.jsonl", "eval_pairs.jsonl"):
         (folder / name).write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n', encoding="utf-8")
     (folder / "data" / "sentiment_vader").mkdir()
@@ -470,6 +486,20 @@ def test_designs_of_sail_are_published_mixtures(name: str, mixture: tuple[float,
     optimizer, schedule = optimizer_of(cli)
     assert type(optimizer) is torch.optim.RMSprop
     assert (schedule.start_factor, schedule.total_iters, optimizer.defaults["lr"]) == (0.00667, 150, 1e-5)
+
+
+def test_sail_revkl_is_sail_pr_with_the_published_price() -> None:
+    cli, plain = build_composed("algorithm/sail_pr_revkl.yaml"), build_composed("algorithm/sail_pr.yaml")
+    sail, data = cli.model, cli.datamodule
+    assert isinstance(sail, SAIL)
+    assert (sail.beta, sail.reference_kl, sail.needs.kl) == (0.1, 1e-3, "reference_policy")
+    assert (sail.answer_weights, sail.label_weights) == (plain.model.answer_weights, plain.model.label_weights)
+    assert isinstance(data, MixedDataModule)
+    assert (data.routes, data.responses_per_prompt) == (plain.datamodule.routes, plain.datamodule.responses_per_prompt)
+    assert data.micro_batch_prompts * cli.trainer.accumulate_grad_batches == data.prompts_per_rollout, "one step per rollout"
+    optimizer, schedule = optimizer_of(cli)
+    assert type(optimizer) is torch.optim.RMSprop
+    assert (data.fixed_passes, cli.trainer.max_epochs, schedule.total_iters) == (None, 100, 10)
 
 
 @pytest.mark.parametrize("name", ["dpo", "ipo", "slic", "simpo", "orpo", "iterative_sft", "iterative_dpo", "sft"])

@@ -17,7 +17,7 @@ import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 
-from callbacks import JudgeEvaluation
+from callbacks import Histograms, JudgeEvaluation, KLMonitor, SampleTable, Throughput, WeightClipping
 from lit_align.algorithms import DAR, DPO, MovingAverage, RunningMax
 from lit_align.annotators import FunctionAnnotator, Refreshed, RewardModelAnnotator
 from lit_align.data import Budget, ListPrompts, OnlineDataModule
@@ -29,6 +29,8 @@ from tests.tiny import PROMPTS, adamw, make_dar, make_data, make_trainer, vowels
 from tests.wheel.harness import Fit, PlantedGradient, Poison, Recorder, Scores, Weights, differing, fit, patchy
 from tests.wheel.test_budget import PRICES, asks
 from tests.wheel.test_dynamic import some_flat
+from tests.wheel.test_mixed import make_sail
+from tests.wheel.test_mixed import mixed as mixture_of_rows
 from tests.wheel.test_normaliser import dar, demonstrations, sft
 from tests.wheel.test_readings import held_out, mixture
 from tests.wheel.test_resume import Saves, everything
@@ -38,6 +40,7 @@ FIVE_STEPS: dict[str, Any] = {"max_epochs": 3}
 SHARDED: dict[str, Any] = {"max_epochs": 2, "gradient_clip_val": 1.0}
 FIXED: dict[str, Any] = {"max_epochs": 2, "accumulate_grad_batches": 2, "check_val_every_n_epoch": 2}
 LONG: dict[str, Any] = {"sampler": CacheSampler(max_new_tokens=40), "chunk_prompts": 1, "responses_per_prompt": 2}
+PARTLY_FRESH: dict[str, Any] = {"prompts_per_rollout": 4, "relabel": 0.0, "fresh_self": 0.15, "fresh_annotated": 0.15}
 SEARCH: dict[str, Any] = {"max_extra_prompts": 4, "chunk_prompts": 1}
 RESUME: dict[str, Any] = {"micro_batch_prompts": 1, "inner_epochs": 2, "chunk_prompts": 2}
 
@@ -191,6 +194,12 @@ class Ranks:
         result = self.fit("fixed", FIXED, module=moving(self.model), data=data_of(many(), many()[:7], each=8, micro=2))
         return {"before": before, "losses": result.recorder.losses, "metrics": result.recorder.metrics[-1], "state": result.state}
 
+    def partly_fresh(self) -> dict[str, Any]:
+        """Four rows to a rollout, so few of them fresh that a rank may have none; callbacks compare ranks all the same."""
+        data = mixture_of_rows(micro_batch_prompts=2, **PARTLY_FRESH)
+        result = self.fit("partly-fresh", {"max_epochs": 6}, module=make_sail(self.model), data=data, callbacks=comparing())
+        return {"fresh": [len(r.prompts) for r in result.recorder.rollouts], "metrics": result.recorder.metrics, "state": result.state}
+
     def dynamic(self) -> dict[str, Any]:
         """Where one rank searches longer than the other, in chunks of one."""
         result = self.fit("dynamic", FIVE_STEPS, module=mild(self.model), micro_batch_prompts=2, annotator=Scores(some_flat), **SEARCH)
@@ -244,6 +253,11 @@ def watching() -> list[Callback]:
     return [judge]
 
 
+def comparing() -> list[Callback]:
+    """All that look at a rollout."""
+    return [KLMonitor(), WeightClipping(), SampleTable(), Histograms(), Throughput()]
+
+
 def mild(model: str) -> DAR:
     """Weights near 1, so that losses are a few nats and 1e-5 of one is a lot."""
     return make_dar(model, alpha=0.5, beta=1.5, optimizer=adamw(3e-3))
@@ -282,6 +296,7 @@ def main() -> None:
         ranks.one_silent_rank,
         ranks.evaluation,
         ranks.mixed,
+        ranks.partly_fresh,
         ranks.fixed,
         ranks.dynamic,
         ranks.budget,

@@ -8,14 +8,16 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import LightningModule, Trainer
 
+from callbacks import Histograms, KLMonitor, SampleTable, Throughput, WeightClipping
 from lit_align.algorithms import DPO, IPO, RLOO, SAIL, AlignmentModule, SLiC
 from lit_align.annotators import WeightedSum
 from lit_align.data import ListPrompts, MixedDataModule, PreferenceDataModule
 from lit_align.data.routes import Routes, uniforms
 from lit_align.generation import CacheSampler
 from lit_align.models import CausalPolicy
-from lit_align.types import AlignmentBatch, Annotation, Annotator, Ask, EncodedPrompt, Prompt, Rollouts, Source, UserError
+from lit_align.types import AlignmentBatch, Annotation, Annotator, Ask, EncodedPrompt, Prompt, RolloutCallback, Rollouts, Source, UserError
 from tests.data.test_demonstrations import Batches
 from tests.pairs import ListPairs
 from tests.tiny import PROMPTS, adamw, make_data, sgd
@@ -142,6 +144,36 @@ def test_callbacks_hear_of_the_fresh_rows(one: tuple[Fit, list[AlignmentBatch]])
     assert batch.source is not None
     assert annotation.valid.any(-1).tolist() == (batch.source == Source.FRESH_ANNOTATED).tolist()
     assert torch.equal(batch.response_mask.sum(-1), rollouts.response_mask.sum(-1))
+
+
+class Starts(RolloutCallback):
+    """How many responses rollouts were said to have when they began."""
+
+    def __init__(self) -> None:
+        self.seen: list[int] = []
+
+    def on_rollout_start(self, trainer: Trainer, module: LightningModule, rollout: int, total: int) -> None:
+        self.seen.append(total)
+
+
+def test_callbacks_hear_of_a_rollout_without_a_fresh_row(tiny: str, root: Path) -> None:
+    starts = Starts()
+    watching = [KLMonitor(), WeightClipping(), SampleTable(), Histograms(), Throughput(), starts]
+    chances = {"relabel": 0.0, "fresh_self": 0.0, "fresh_annotated": 1e-6}
+    result = run(root, tiny, watching, {"max_epochs": 1}, **chances)
+    (rollouts,), (annotation,), (batch,) = result.recorder.rollouts, result.recorder.annotations, result.recorder.batches
+    assert starts.seen == [0]
+    assert rollouts.response_tokens.shape == (0, 2, 0)
+    assert annotation.scores.shape == batch.scores.shape == (0, 2)
+    assert result.recorder.metrics[0]["rows/fixed"] == 16
+    assert "kl/reference" not in result.recorder.metrics[0], "nothing is known of it"
+
+
+def test_callbacks_hear_nothing_where_the_policy_answers_nothing(tiny: str, root: Path) -> None:
+    starts = Starts()
+    result = run(root, tiny, [starts], {"max_epochs": 1}, fresh_self=0.0, fresh_annotated=0.0)
+    assert not starts.seen
+    assert not result.recorder.rollouts
 
 
 class Judge(Annotator):

@@ -18,6 +18,7 @@ from tests.tiny import make_dar, make_data, make_trainer
 from tests.wheel import ranks
 from tests.wheel.harness import Scores, differing, fit, patchy
 from tests.wheel.test_dynamic import some_flat
+from tests.wheel.test_mixed import make_sail, mixed
 from tests.wheel.test_normaliser import assert_same, dar, demonstrations, expected_of_dar, expected_of_sft
 from tests.wheel.test_readings import held_out, mixture
 from tests.wheel.test_resume import everything
@@ -218,6 +219,19 @@ def test_a_mixture_is_read_as_by_one_process(both: list[dict[str, Any]], tiny: s
             )
         assert "reward/rare" in rank["mixed"]["metrics"][-1]
     assert any((here == 0) != (there == 0) for here, there in zip(both[0]["mixed"]["rare"], both[1]["mixed"]["rare"], strict=True))
+
+
+def test_callbacks_compare_ranks_one_of_which_has_no_fresh_row(both: list[dict[str, Any]], tiny: str, root: Path) -> None:
+    data = mixed(**ranks.PARTLY_FRESH)
+    one = fit(root, tiny, module=make_sail(tiny), data=data, trainer={"max_epochs": 6}, callbacks=ranks.comparing())
+    here, there = (rank["partly_fresh"] for rank in both)
+    assert [a + b for a, b in zip(here["fresh"], there["fresh"], strict=True)] == [len(r.prompts) for r in one.recorder.rollouts]
+    assert any((a == 0) != (b == 0) for a, b in zip(here["fresh"], there["fresh"], strict=True))
+    for rank in (here, there):
+        for found, expected in zip(rank["metrics"], one.recorder.metrics, strict=True):
+            assert found.keys() == expected.keys()
+            compared = {name: value for name, value in expected.items() if name.startswith(("kl/", "rows/"))}
+            assert {name: found[name] for name in compared} == pytest.approx(compared, abs=1e-4)
 
 
 def test_a_search_finds_on_both_what_it_finds_on_one(both: list[dict[str, Any]], tiny: str, root: Path, folder: Path) -> None:
