@@ -16,7 +16,7 @@ from lit_align.models.decoding import RowCache
 from lit_align.models.joining import positions_of
 from lit_align.models.lora import LoraLayer, change_of
 
-LARGEST = 50_000_000  # parameters; above, matrix products take all of the time and a copy of the weights only memory
+LARGEST = 10_000_000  # parameters; above, matrix products take most of the time and a copy of the weights only memory
 BACKBONE = {"embed_tokens", "layers", "norm", "rotary_emb"}
 BLOCK = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
 ATTENTION, NORMS = {"q_proj", "k_proj", "v_proj", "o_proj"}, {"q_norm", "k_norm"}
