@@ -75,7 +75,7 @@ class _Product:
 
     @classmethod
     def of(cls, *layers: Any) -> "_Product":
-        plain = [layer.get_base_layer() if isinstance(layer, LoraLayer) else layer for layer in layers]
+        plain: list[Any] = [layer.get_base_layer() if isinstance(layer, LoraLayer) else layer for layer in layers]
         changes = [change_of(layer) for layer in layers]
         weights = [base.weight if change is None else base.weight + change for base, change in zip(plain, changes, strict=True)]
         biased = plain[0].bias is not None
