@@ -47,7 +47,7 @@ class PaddedRows(RowCache):
         accepted = inspect.signature(type(model).forward).parameters
         self._name = next(name for name in CACHES if name in accepted)
         self._takes_positions, self._takes_keep = "position_ids" in accepted, "logits_to_keep" in accepted
-        self._cache = DynamicCache(config=model.config)
+        self._cache: Any = DynamicCache(config=model.config)
 
     @final
     def read(self, tokens: Tensor, mask: Tensor) -> Tensor:

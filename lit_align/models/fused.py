@@ -16,7 +16,7 @@ from lit_align.models.decoding import RowCache
 from lit_align.models.lora import LoraLayer, change_of
 from lit_align.models.positions import positions_of
 
-LARGEST = 50_000_000  # parameters; above, matrix products take all of the time and a copy of the weights only memory
+LARGEST = 10_000_000  # parameters; above, matrix products take most of the time and a copy of the weights only memory
 BACKBONE = {"embed_tokens", "layers", "norm", "rotary_emb"}
 BLOCK = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
 ATTENTION, NORMS = {"q_proj", "k_proj", "v_proj", "o_proj"}, {"q_norm", "k_norm"}
@@ -75,7 +75,7 @@ class _Product:
 
     @classmethod
     def of(cls, *layers: Any) -> "_Product":
-        plain = [layer.get_base_layer() if isinstance(layer, LoraLayer) else layer for layer in layers]
+        plain: list[Any] = [layer.get_base_layer() if isinstance(layer, LoraLayer) else layer for layer in layers]
         changes = [change_of(layer) for layer in layers]
         weights = [base.weight if change is None else base.weight + change for base, change in zip(plain, changes, strict=True)]
         biased = plain[0].bias is not None

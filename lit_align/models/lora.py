@@ -95,7 +95,8 @@ def change_of(layer: nn.Module) -> Tensor | None:
     """What the adapter adds to the weight of this layer; None where there is none, or it is off."""
     if not isinstance(layer, LoraLayer) or layer.disable_adapters:
         return None
-    return layer.get_delta_weight(NAME)  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue]  (every kind of layer has it)
+    change: Any = layer.get_delta_weight(NAME)  # pyright: ignore[reportAttributeAccessIssue]  (of every kind of layer there is)
+    return change
 
 
 @torch.no_grad()

@@ -45,7 +45,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         | {"word_embed_proj_dim": 16, "init_std": 0.3, "dropout": 0.0},
     ),
     "mixtral": ("mixtral", LLAMA | EXPERTS),
-    "gpt_neox": ("gpt_neox", LLAMA),
+    "gpt_neox": ("gpt_neox", LLAMA | {"initializer_range": 0.2}),
     "gpt_oss": ("gpt_oss", LLAMA | EXPERTS | {"sliding_window": 6, "layer_types": ["sliding_attention", "full_attention"]}),
     "cohere2": ("cohere2", LLAMA | {"sliding_window": 6, "layer_types": ["sliding_attention", "full_attention"], "logit_scale": 0.5}),
     "bloom": ("bloom", {"hidden_size": 16, "n_layer": 2, "n_head": 2, "initializer_range": 0.3}),

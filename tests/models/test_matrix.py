@@ -102,7 +102,8 @@ def check_training(policy: CausalPolicy, rollouts: Rollouts) -> None:
 def check(folder, family, option):
     policy = make_policy(folder, family, option)
     rollouts = sample(policy)
-    assert policy.way.__name__ == WAYS.get(family, "PaddedRows")
+    if option == "whole":  # checkpointing hangs hooks into a model, which is then read plainly
+        assert policy.way.__name__ == WAYS.get(family, "PaddedRows")
     lengths = rollouts.response_mask.sum(-1).flatten()
     assert len(lengths.unique()) > 1, "rows end at different steps, so that some are dropped on the way"
     check_sampling(policy, rollouts)
