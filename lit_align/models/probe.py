@@ -21,6 +21,7 @@ from lit_align.models.layouts import Texts
 from lit_align.models.loading import checkpoint_activations
 from lit_align.models.masks import layer_kinds, sliding_window
 from lit_align.models.reading import CHUNKED, PICKED, ResponseReader
+from lit_align.models.sharding import is_sharded
 from lit_align.types import UserError
 
 CROSSED = 32  # the longest window that the texts cross; a longer one is cut to CUT in a copy
@@ -85,10 +86,12 @@ def probe(model: Any, context_length: int | None) -> tuple[str, ...]:
                 "Its attention should be causal, with nothing kept from one forward to the next."
             )
         return ("rows",)
-    found = [name for name in ("prefix", "tree") if subject.confirms(name, PICKED)]
+    sharded = is_sharded(model)
+    tried = ("tree",) if sharded else ("prefix", "tree")
+    found = [name for name in tried if subject.confirms(name, PICKED)]
     if found and (cut or low_precision):
         found = _confirmed_by_copy(model, device, found)
-    return ("rows", *found, PICKED, *([CHUNKED] if subject.confirms("rows", PICKED, CHUNKED) else []))
+    return ("rows", *found, PICKED, *([CHUNKED] if not sharded and subject.confirms("rows", PICKED, CHUNKED) else []))
 
 
 def describe(model: Any, choice: Sequence[str]) -> str:

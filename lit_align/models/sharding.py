@@ -33,3 +33,10 @@ def shard(policy: nn.Module, mesh: DeviceMesh) -> None:
             for layer in layers:
                 fully_shard(layer, mesh=mesh)
         fully_shard(model, mesh=mesh)
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether weights are gathered for each call of the model, by FSDP2 or ZeRO-3. So its head can't be called by itself; and what a
+    layer leaves in a cache is no output of it: the backward pass through a cache finds weights that nobody has gathered."""
+    gathered = any(isinstance(module, FSDPModule) for module in model.modules())
+    return gathered or any(getattr(parameter, "ds_id", None) is not None for parameter in model.parameters())

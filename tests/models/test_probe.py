@@ -6,6 +6,7 @@ import pytest
 import torch
 from tests.models.test_families import DECODER, SPECIAL, write_family
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from torch.testing import assert_close
 from transformers import LlamaForCausalLM, MistralConfig
 
@@ -119,6 +120,19 @@ def test_a_model_that_nothing_serves_is_refused(kind, folder):
     with pytest.raises(UserError, match=rf"{kind.__name__} says something else of texts in padded rows than of each text alone"):
         policy.choose_layouts()
     assert policy.layouts == ()
+
+
+@pytest.mark.parametrize("strategy", ["fsdp2", "zero3"])
+def test_neither_cache_nor_chunks_are_tried_where_weights_are_gathered(strategy, folder):
+    """The backward pass would fail, and leave the weights' holder between two states."""
+    model, caches = CausalPolicy(folder).model, []
+    model.register_forward_pre_hook(lambda *call: caches.append(call[2].get("past_key_values")), with_kwargs=True)
+    if strategy == "fsdp2":
+        model.__class__ = type("Sharded", (FSDPModule, LlamaForCausalLM), {})
+    else:
+        model.lm_head.weight.ds_id = 0
+    assert probe(model, 64) == ("rows", "tree", PICKED)
+    assert set(caches) == {None}
 
 
 @pytest.mark.parametrize("window", [5, 60])
