@@ -91,7 +91,7 @@ def adapter_off(model: nn.Module) -> Iterator[None]:
             layer.enable_adapters(True)
 
 
-def change_of(layer: nn.Module) -> Tensor | None:
+def change_of(layer: object) -> Tensor | None:
     """What the adapter adds to the weight of this layer; None where there is none, or it is off."""
     if not isinstance(layer, LoraLayer) or layer.disable_adapters:
         return None

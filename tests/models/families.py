@@ -82,11 +82,14 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 
-# How they are sampled, where it isn't by `PaddedRows`; what LoRA changes, where it can't be every linear layer; and where the training
-# forward, which pads on the left, is wrong.
+# How they are sampled, where it isn't by `PaddedRows`; what LoRA changes, where it can't be every linear layer; which are trained on in
+# fewer layouts than all.
 WAYS = {**dict.fromkeys(["llama", "qwen2", "qwen3", "mistral"], "FusedRows"), "mamba": "PromptMaskedRows", "recurrent_gemma": "RereadRows"}
 TARGETS = {family: ["in_proj"] for family in ("mamba", "mamba2", "falcon_h1")}
-LEAKS = {"recurrent_gemma": "its convolution reads the padding before a prompt"}
+LAYOUTS = {
+    **dict.fromkeys(["bloom", "mpt", "falcon, alibi", "bamba", "falcon_h1", "lfm2"], ("rows", "prefix")),
+    **dict.fromkeys(["mamba", "mamba2", "jamba", "qwen3_next", "recurrent_gemma"], ("rows",)),
+}
 
 OTHERS: dict[str, tuple[str, dict[str, Any]]] = {"rwkv": ("rwkv", {"hidden_size": 16, "num_hidden_layers": 2, "context_length": 64})}
 REFUSED = {"rwkv": "RwkvForCausalLM takes no `past_key_values` or `cache_params`"}

@@ -4,15 +4,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tests.models.test_families import DECODER, FAMILIES, SPECIAL, write_family
 from torch.testing import assert_close
-from transformers import CohereConfig, GraniteConfig
 
-from lit_align.models import CausalPolicy, LoRA
-from lit_align.models.dropout import switch_off_dropout
+from lit_align.models import CausalPolicy
 from lit_align.models.layouts import LAYOUTS, Texts, cheapest
 from lit_align.models.reading import CHUNKED, PICKED, ResponseReader
 from tests.models.batches import make_rollouts
+from tests.models.families import write_family
 from tests.tiny import write_tiny
 
 EOS = 1
@@ -20,52 +18,12 @@ PROMPTS = [[2, 5], [7], [3, 4, 5, 6, 7, 8, 9], [2, 2, 11]]
 RESPONSES = [[[5, 6, EOS], [EOS]], [[3, 4, 5, 6, 7, 8], [9, EOS]], [[12, 13, EOS], [13]], [[EOS], [4, 4, 4, 4, EOS]]]
 ROLLOUTS = make_rollouts(PROMPTS, RESPONSES, 0, extra=(1, 2))
 MASK = ROLLOUTS.response_mask
-OPTIONS = {
-    "whole": {},
-    "lora": {"lora": LoRA(rank=2)},
-    "checkpointing": {"gradient_checkpointing": True},
-    "eager": {"attn_implementation": "eager"},
-}
 
 
 def gradients(policy: CausalPolicy, logps: torch.Tensor) -> list[torch.Tensor]:
     """Of a sum that tells the tokens apart, with respect to all that is trained."""
     weights = torch.linspace(-1, 1, logps.numel())
     return list(torch.autograd.grad((logps * weights).sum(), [p for p in policy.parameters() if p.requires_grad]))
-
-
-def alone(policy: CausalPolicy) -> torch.Tensor:
-    """Every response by one row without padding, mask, positions or cache; with gradient, ``[M]``."""
-    found = []
-    for prompt, group in zip(PROMPTS, RESPONSES, strict=True):
-        for response in group:
-            logits = policy.model(input_ids=torch.tensor([[*prompt, *response]])).logits[0, len(prompt) - 1 : -1]
-            found.append((logits / policy.temperature).log_softmax(-1)[torch.arange(len(response)), torch.tensor(response)])
-    return torch.cat(found)
-
-
-@pytest.mark.parametrize("option", OPTIONS)
-@pytest.mark.parametrize("family", FAMILIES)
-def test_what_the_probe_allows_is_exact(family, option, tmp_path):
-    torch.manual_seed(0)
-    policy = CausalPolicy(write_family(tmp_path, FAMILIES[family]), temperature=0.7, **OPTIONS[option])
-    for name, parameter in policy.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.3)
-    policy.choose_layouts()  # whatever dropout its config has
-    switch_off_dropout(policy)
-    fast = ("tree",) if option == "checkpointing" else ("prefix", "tree")  # with which models drop the cache and say nothing
-    allowed = tuple(name for name in fast if name != "tree" or "takes no positions" not in family)
-    assert policy.layouts == ("rows", *allowed, PICKED, CHUNKED)
-    expected = alone(policy)
-    expected_gradients = gradients(policy, expected)
-    for layout in ("rows", *allowed):
-        policy.layouts = (layout, PICKED)
-        logps = policy(ROLLOUTS).token_logps
-        assert_close(logps[MASK], expected, atol=2e-5, rtol=0)
-        assert logps[~MASK].count_nonzero() == 0
-        for ours, theirs in zip(gradients(policy, logps[MASK]), expected_gradients, strict=True):
-            assert_close(ours, theirs, atol=1e-5 * max(1.0, float(theirs.norm())), rtol=0)
 
 
 @pytest.fixture(scope="module")
@@ -149,14 +107,10 @@ def test_wide_models_pay_more_for_slots_and_narrow_ones_for_pairs():
     assert cheapest(texts, tuple(LAYOUTS), int(even) + 2) == "tree"
 
 
-@pytest.mark.parametrize("family", ["gemma2, a window of 5", "cohere", "granite", "llama"])
+@pytest.mark.parametrize("family", ["gemma2", "cohere2", "granite", "llama"])
 def test_a_head_in_chunks_says_the_same(family, tmp_path):
     """After whatever the family does to its logits, with a gradient to the head as well."""
-    scaled = {
-        "cohere": CohereConfig(**SPECIAL, **DECODER, logit_scale=0.3),
-        "granite": GraniteConfig(**SPECIAL, **DECODER, logits_scaling=2.0),
-    }
-    policy = CausalPolicy(write_family(tmp_path, (FAMILIES | scaled)[family]))
+    policy = CausalPolicy(write_family(tmp_path, family))
     policy.choose_layouts()
     assert CHUNKED in policy.layouts
     reader, texts, most = ResponseReader(policy.model), Texts.of(ROLLOUTS), []
