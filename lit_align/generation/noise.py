@@ -31,7 +31,7 @@ def gumbel(keys: Tensor, step: int, vocabulary: int) -> Tensor:
     tokens = torch.arange(vocabulary, device=keys.device)
     bits = _mix(_mix(keys + step).unsqueeze(-1) + tokens)
     # float() rounds the largest 31-bit numbers up to 2^31; times this they stay below 1, and no token's noise is infinite.
-    uniform = ((bits >> 33) & 0x7FFFFFFF).float().add_(0.5).mul_((1 - 2.0**-24) * 2.0**-31)
+    uniform = bits.bitwise_right_shift_(33).bitwise_and_(0x7FFFFFFF).float().add_(0.5).mul_((1 - 2.0**-24) * 2.0**-31)
     return uniform.neg_().log1p_().neg_().log_().neg_()
 
 
@@ -43,7 +43,7 @@ def _signed(value: int) -> int:
 
 def _mix(x: Tensor) -> Tensor:
     """splitmix64's finaliser. int64 multiplication wraps; the arithmetic right shift is masked to a logical one."""
-    x = x + _signed(0x9E3779B97F4A7C15)
-    x = (x ^ ((x >> 30) & 0x3FFFFFFFF)) * _signed(0xBF58476D1CE4E5B9)
-    x = (x ^ ((x >> 27) & 0x1FFFFFFFFF)) * _signed(0x94D049BB133111EB)
-    return x ^ ((x >> 31) & 0x1FFFFFFFF)
+    x = x + _signed(0x9E3779B97F4A7C15)  # a new tensor; from here on in place, as fresh memory would cost more than the arithmetic
+    x.bitwise_xor_((x >> 30).bitwise_and_(0x3FFFFFFFF)).mul_(_signed(0xBF58476D1CE4E5B9))
+    x.bitwise_xor_((x >> 27).bitwise_and_(0x1FFFFFFFFF)).mul_(_signed(0x94D049BB133111EB))
+    return x.bitwise_xor_((x >> 31).bitwise_and_(0x1FFFFFFFF))

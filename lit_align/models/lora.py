@@ -121,7 +121,7 @@ def merged_weights(adapted: nn.Module) -> Iterator[tuple[str, Tensor]]:
         elif (rest := name.removeprefix(path)).startswith("base_layer."):
             rest, weight = rest.removeprefix("base_layer."), weight.detach()
             if rest == "weight" and (change := change_of(layers[path])) is not None:
-                weight = (weight.float() + change.to(weight.device)).to(weight.dtype)
+                weight = (weight.float() + change.detach().to(weight.device)).to(weight.dtype)
             yield path + rest, weight
 
 

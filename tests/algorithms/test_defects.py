@@ -81,7 +81,7 @@ HELD_OUT: dict[str, Any] = {"eval_prompts": ListPrompts(PROMPTS[:5], name="held 
 
 @pytest.mark.parametrize("method", ["validate", "test"])
 def test_online_dpo_evaluates(method: str, model: str, tmp_path: Path) -> None:
-    module = DPO(CausalPolicy(model), optimizer=adamw())
+    module = DPO(CausalPolicy(model), optimizer=adamw(5e-3))
     data = make_data(**HELD_OUT, eval_annotator=FunctionAnnotator(vowels))
     trainer = make_trainer(tmp_path, max_epochs=1, check_val_every_n_epoch=1)
     trainer.fit(module, data)
@@ -94,7 +94,7 @@ def test_online_dpo_evaluates(method: str, model: str, tmp_path: Path) -> None:
 
 def test_held_out_divergence_is_of_the_responses_own_tokens(model: str, tmp_path: Path) -> None:
     """Response by response, without anything beside it."""
-    heard, module = Heard(), DPO(CausalPolicy(model), optimizer=adamw(3e-3))
+    heard, module = Heard(), DPO(CausalPolicy(model), optimizer=adamw(2e-3))
     make_trainer(tmp_path).fit(module, make_data())
     (result,) = make_trainer(tmp_path, callbacks=[heard]).validate(module, make_data(**HELD_OUT, chunk_prompts=5), verbose=False)
     (rollouts,) = (samples.rollouts for samples in heard.samples)

@@ -120,8 +120,8 @@ def test_what_is_not_used_is_not_read(tiny: str) -> None:
     assert output.kl[1::2].abs().sum() == 0
 
 
-def test_one_more_vocabulary_is_kept_for_every_token_and_no_second(tiny: str) -> None:
-    """Beside what the policy's own table keeps, the backward pass finds the reference's, and nothing that was between."""
+def test_two_more_vocabularies_are_kept_for_every_response_token_and_no_third(tiny: str) -> None:
+    """Beside what the policy's own forward keeps, the backward pass finds what both say of response tokens, and nothing between."""
     policy = moved(CausalPolicy(tiny))
     reference, together = policy.make_reference(), batch()
 
@@ -139,5 +139,4 @@ def test_one_more_vocabulary_is_kept_for_every_token_and_no_second(tiny: str) ->
         return sum(storage.nbytes() for storage in seen.values()) // torch.float32.itemsize
 
     more = kept(lambda: read_with_kl(policy, reference, together, "reference_policy")) - kept(lambda: policy(together, vocabulary=True))
-    parts = [together.rows(rows) for rows in torch.arange(len(PROMPTS)).split(ROWS)]
-    assert more == 14 * sum(part.response_mask.numel() for part in parts)
+    assert more == 2 * 14 * int(together.response_mask.sum())

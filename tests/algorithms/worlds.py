@@ -58,7 +58,7 @@ class TablePolicy(Policy):
         first = self.first.log_softmax(-1)[prompts].gather(-1, tokens[..., 0])  # [B, K]
         before, index = (tokens[..., 0] - 1).clamp(min=0), prompts.unsqueeze(-1)
         second = self.second.log_softmax(-1)[index, before, tokens[..., -1]]  # some number where nothing follows
-        said = torch.stack([first, second], -1)[..., : tokens.shape[-1]]
+        said = torch.stack([first, second], -1)[..., : tokens.shape[-1]].where(batch.response_mask.any(-1, keepdim=True), 0.0)
         if not vocabulary:
             return PolicyOutput(token_logps=said)
         never = said.new_full((*tokens.shape[:2], 1), -torch.inf)  # token 2 in the second place

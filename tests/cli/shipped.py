@@ -15,9 +15,12 @@ BEFORE = {
     "experiment/local_reward.yaml": "reward_model.yaml",
     "experiment/chain/reward_model.yaml": "reward_model.yaml",
     "experiment/chain/ppo.yaml": "ppo.yaml",
+    "experiment/chain_stories/sft.yaml": "sft.yaml",
+    "experiment/chain_stories/reward_model.yaml": "reward_model.yaml",
+    "experiment/chain_stories/ppo.yaml": "ppo.yaml",
     "experiment/rlaif/reward_model.yaml": "reward_model.yaml",
 }
-NAMED_BY_THE_USER = ("aspects", "weights", "verifiers")  # whose keys may be anything
+NAMED_BY_THE_USER = ("aspects", "weights", "verifiers", "options")  # whose keys may be anything
 DATA = ("items",)  # which a class reads by itself
 
 
