@@ -81,7 +81,7 @@ HELD_OUT: dict[str, Any] = {"eval_prompts": ListPrompts(PROMPTS[:5], name="held 
 
 @pytest.mark.parametrize("method", ["validate", "test"])
 def test_online_dpo_evaluates(method: str, model: str, tmp_path: Path) -> None:
-    module = DPO(CausalPolicy(model), optimizer=adamw(5e-3))
+    module = DPO(CausalPolicy(model), optimizer=adamw())
     data = make_data(**HELD_OUT, eval_annotator=FunctionAnnotator(vowels))
     trainer = make_trainer(tmp_path, max_epochs=1, check_val_every_n_epoch=1)
     trainer.fit(module, data)
