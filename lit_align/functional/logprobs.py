@@ -20,7 +20,8 @@ def vocabulary_logps(logits: Tensor, temperature: float = 1.0) -> Tensor:
     """
     if not temperature > 0:
         raise ValueError(f"temperature must be positive, got {temperature}.")
-    return (full_precision(logits) / temperature).log_softmax(-1)
+    logits = full_precision(logits)
+    return (logits if temperature == 1 else logits / temperature).log_softmax(-1)  # a division by 1 would copy them all
 
 
 def token_logps(logits: Tensor, tokens: Tensor, temperature: float = 1.0) -> Tensor:

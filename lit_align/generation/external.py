@@ -28,7 +28,7 @@ class EngineSampler(Sampler):
         max_new_tokens: longest response, EOS included. A response that reaches it without an end is not ``finished``.
         stop: strings that end a response too, as of `CacheSampler`. The engine does not know them: it writes on, and what stands
             after one is thrown away.
-        synchronise_every: send weights for every so-manieth rollout; the others are drawn from older ones, up to
+        synchronise_every: send weights once in so many rollouts; the others are drawn from older ones, up to
             ``synchronise_every - 1`` rollouts old, which algorithms that need samples of the policy itself refuse. A resumed run sends
             them at once.
         max_factor: the ceiling of the ratio; infinity for an exact correction of unbounded variance.

@@ -68,7 +68,8 @@ def _attends_to_all(config: dict[str, Any]) -> bool:
 
 @dataclass(frozen=True)
 class _Product:
-    """One matrix for layers that read the same, with what a LoRA adapter adds; a copy."""
+    """One matrix ``[in, out]`` for layers that read the same, with what a LoRA adapter adds; a copy. Of few rows products are up to a third
+    faster this way round."""
 
     weight: Tensor
     bias: Tensor | None
@@ -79,10 +80,11 @@ class _Product:
         changes = [change_of(layer) for layer in layers]
         weights = [base.weight if change is None else base.weight + change for base, change in zip(plain, changes, strict=True)]
         biased = plain[0].bias is not None
-        return cls(torch.cat(weights), torch.cat([base.bias for base in plain]) if biased else None)
+        return cls(torch.cat(weights).t().contiguous(), torch.cat([base.bias for base in plain]) if biased else None)
 
     def __call__(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight, self.bias)
+        said = x @ self.weight
+        return said if self.bias is None else said + self.bias
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,7 @@ class FusedRows(RowCache):
         self._blocks, self._norm = [_Block(block) for block in backbone.layers], _Norm.of(backbone.norm)
         self._embedding, self._head = backbone.embed_tokens.weight.clone(), _Product.of(model.get_output_embeddings())
         self._heads, self._groups = config.num_attention_heads, config.num_key_value_heads
-        self._width = len(self._blocks[0].qkv.weight) // (self._heads + 2 * self._groups)
+        self._width = self._blocks[0].qkv.weight.shape[1] // (self._heads + 2 * self._groups)
         self._length = 0  # tokens read
         self._memory = torch.empty(len(self._blocks), 2, 0, self._groups, 0, self._width)  # keys and values [layers, 2, N, G, room, D]
         self._rotation = torch.empty(2, 0, self._width)  # cosines and signed sines of positions [2, room, D]
@@ -154,8 +156,16 @@ class FusedRows(RowCache):
         return self._head(self._norm(hidden[:, -1]))
 
     def reorder_cache(self, index: Tensor) -> None:
-        """See `RowCache.reorder_cache`."""
-        self._move(index, len(index), self._memory.shape[-2])
+        """See `RowCache.reorder_cache`. Rows that are left out are overwritten by those behind them: fresh memory at every step at which a
+        row ends would cost more than the copying."""
+        kept = index.tolist()
+        if kept != sorted(set(kept)):
+            self._move(index, len(index), self._memory.shape[-2])
+            return
+        for place, row in enumerate(kept):
+            if place != row:
+                self._memory[:, :, place, :, : self._length] = self._memory[:, :, row, :, : self._length]
+        self._memory = self._memory[:, :, : len(kept)]
 
     def _move(self, index: Tensor, rows: int, room: int) -> None:
         """Take what is known of the rows ``index`` into a memory for ``rows`` rows of ``room`` tokens."""
