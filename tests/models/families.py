@@ -85,7 +85,13 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 # How they are sampled, where it isn't by `PaddedRows`; what LoRA changes, where it can't be every linear layer; which are trained on in
 # fewer layouts than all.
 WAYS = {**dict.fromkeys(["llama", "qwen2", "qwen3", "mistral"], "FusedRows"), "mamba": "PromptMaskedRows", "recurrent_gemma": "RereadRows"}
-TARGETS = {family: ["in_proj"] for family in ("mamba", "mamba2", "falcon_h1")}
+TARGETS = {
+    "mamba": ["x_proj"],
+    "mamba2": ["in_proj"],
+    "falcon_h1": ["in_proj"],
+    "mixtral": ["q_proj", "v_proj"],  # of all-linear peft warns: it finds no experts
+    "qwen3_next": ["q_proj", "v_proj"],
+}
 LAYOUTS = {
     **dict.fromkeys(["bloom", "mpt", "falcon, alibi", "bamba", "falcon_h1", "lfm2"], ("rows", "prefix")),
     **dict.fromkeys(["mamba", "mamba2", "jamba", "qwen3_next", "recurrent_gemma"], ("rows",)),
