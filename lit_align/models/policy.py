@@ -14,8 +14,8 @@ from transformers.core_model_loading import revert_weight_conversion
 from lit_align.functional.entropy import token_entropy
 from lit_align.functional.logprobs import vocabulary_logps
 from lit_align.models.chat import check_options, render
-from lit_align.models.decoding import CACHES, PaddedRows, RowCache, chosen_way
-from lit_align.models.fused import FusedRows, fits
+from lit_align.models.decoding import CACHES, RowCache, chosen_way
+from lit_align.models.faster import faster_way, standing_way
 from lit_align.models.layouts import Texts
 from lit_align.models.loading import DType, checkpoint_activations, load_causal, load_tokenizer
 from lit_align.models.lora import LoRA, add_adapter, checkpoint_adapter_only, merge_into, merged_weights
@@ -140,8 +140,7 @@ class CausalPolicy(Policy):
     def next_token_logits(self, tokens: Tensor, mask: Tensor, cache: Any = None) -> tuple[Tensor, Any]:
         """See `Policy.next_token_logits`; the cache is a `RowCache`."""
         if cache is None:
-            way = PaddedRows if self.way is FusedRows and not fits(self.model) else self.way  # in mixed precision, or moved to a GPU
-            cache = way(self.model)
+            cache = standing_way(self.way, self.model)(self.model)
         return cache.read(tokens, mask).float() / self.temperature, cache
 
     @property
@@ -150,7 +149,7 @@ class CausalPolicy(Policy):
         if self._way is None:
             with self.inference(), torch.autocast(next(self.parameters()).device.type, enabled=False):
                 reserved = self.special_ids | self.eos_ids | {self.pad_id}
-                self._way = chosen_way(self.model, reserved, FusedRows if fits(self.model) else None)
+                self._way = standing_way(chosen_way(self.model, reserved, faster_way(self.model)), self.model)
             rank_zero_info(f"Samples of {type(self.model).__name__} are drawn by `{self._way.__name__}`, as a probe of the model decided.")
         return self._way
 
