@@ -150,7 +150,7 @@ class CausalPolicy(Policy):
         if self._way is None:
             with self.inference(), torch.autocast(next(self.parameters()).device.type, enabled=False):
                 reserved = self.special_ids | self.eos_ids | {self.pad_id}
-                self._way = chosen_way(self.model, reserved, FusedRows if fits(self.model) else None)
+                self._way = chosen_way(self.model, reserved, self.context_length, FusedRows if fits(self.model) else None)
             rank_zero_info(f"Samples of {type(self.model).__name__} are drawn by `{self._way.__name__}`, as a probe of the model decided.")
         return self._way
 
