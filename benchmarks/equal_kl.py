@@ -40,6 +40,14 @@ class Comparison(NamedTuple):
     settings: dict[str, dict[str, float | str]]
 
 
+PAIRED: dict[str, dict[str, float | str]] = {  # with fixed rows, as many as published; the same in both worlds
+    "dpo_offline": {},
+    "sail_dp": {},
+    "sail_pp": {},
+    "sail_pr": {},
+    "sail_pr_revkl": {},
+    "sail_dp_revkl": {"reference_kl": 0.01},
+}
 # All else is as published, but for the optimizer: that of the world's file, one learning rate for all. Anchors are so weak that the
 # distance is passed.
 COMPARISONS = {
@@ -61,12 +69,7 @@ COMPARISONS = {
             "grpo": {"beta": 0.01},
             "kto": {},
             "ppo": {"missing_eos": "null", "beta": 0.01},  # nearly all answers are cut off: all scores would be set to the same
-            "dpo_offline": {},
-            "sail_dp": {},
-            "sail_pp": {},
-            "sail_pr": {},
-            "sail_pr_revkl": {},
-            "sail_dp_revkl": {"reference_kl": 0.01},
+            **PAIRED,
         },
     ),
     "quickstart": Comparison(
@@ -78,16 +81,10 @@ COMPARISONS = {
             "dpo": {},
             "rloo": {},
             "ppo": {},
-            "dpo_offline": {},
-            "sail_dp": {},
-            "sail_pp": {},
-            "sail_pr": {},
-            "sail_pr_revkl": {},
-            "sail_dp_revkl": {"reference_kl": 0.01},
+            **PAIRED,
         },
     ),
 }
-PAIRED = {"dpo_offline", "sail_dp", "sail_pp", "sail_pr", "sail_pr_revkl", "sail_dp_revkl"}  # with fixed rows, as many as published
 FILES = {"dpo_offline": "dpo", "sail_dp_revkl": "sail_dp"}  # of configs/algorithm, where it has another name than the line
 PAIRS = 2000  # prompts that two answers of the reference are drawn for
 ROWS = {

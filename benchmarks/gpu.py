@@ -29,6 +29,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from transformers import AutoModelForCausalLM, Qwen2Config
 
+from benchmarks.runs import BARE
 from benchmarks.vs_trl.world import make_tokenizer, rule
 from lit_align.algorithms import RLOO
 from lit_align.annotators import FunctionAnnotator
@@ -241,12 +242,7 @@ def time_training(options: argparse.Namespace, folder: Path, clock: Clock, devic
         accumulate_grad_batches=options.sequences // rows,
         default_root_dir=folder / "run",
         callbacks=[step],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        reload_dataloaders_every_n_epochs=1,
-        use_distributed_sampler=False,
+        **BARE,
     )
     trainer.fit(RLOO(policy, beta=0.0), data)
     taken = median(step.seconds[1:] or step.seconds)

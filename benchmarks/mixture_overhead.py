@@ -17,6 +17,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from benchmarks.quickstart_table import PAIRS
+from benchmarks.runs import BARE
 from lit_align.algorithms import DPO, SAIL
 from lit_align.annotators import FunctionAnnotator
 from lit_align.data import JsonlPrompts, MixedDataModule
@@ -61,12 +62,7 @@ def seconds(kind: type[DPO | SAIL], mixture: dict[str, float], options: dict[str
             accelerator="cpu",
             max_epochs=ROLLOUTS,
             default_root_dir=folder,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            reload_dataloaders_every_n_epochs=1,
-            use_distributed_sampler=False,
+            **BARE,
             callbacks=[clock],
         )
         trainer.fit(kind(CausalPolicy("runs/quickstart/policy"), **options), data)

@@ -10,6 +10,16 @@ from lightning import Trainer
 
 from lit_align.cli.trainer import run_trainer
 
+BARE: dict[str, Any] = {  # a Trainer that rolls out and trains, and does nothing beside
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+    "num_sanity_val_steps": 0,
+    "reload_dataloaders_every_n_epochs": 1,
+    "use_distributed_sampler": False,
+}
+
 
 def fit(folder: Path, files: Sequence[str], options: Mapping[str, object]) -> Trainer:
     """``lit-align fit`` in this process, in an empty ``folder``; the Trainer as it ended."""

@@ -7,6 +7,7 @@ from typing import Any, final
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from benchmarks.runs import BARE
 from benchmarks.vs_trl.case import BETA, CLIP, LEARNING_RATE, Case
 from benchmarks.vs_trl.turns import EndOfTurn
 from benchmarks.vs_trl.world import World, rule
@@ -100,11 +101,5 @@ def fit(module: AlignmentModule, data: AlignmentDataModule, root: Path, epochs: 
         gradient_clip_val=CLIP,
         default_root_dir=root,
         callbacks=list(callbacks),
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        reload_dataloaders_every_n_epochs=1,
-        use_distributed_sampler=False,
+        **BARE,
     ).fit(module, data)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any, final
 
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
@@ -152,10 +153,13 @@ class AlignmentModule(SteppingModule):
         checkpoint["layouts"] = self.policy.layouts
 
     def check_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
-        """See `anchors.check_checkpoint`; and take the layouts of the run that wrote it."""
+        """See `anchors.check_checkpoint`; and go on in the layouts of the run that wrote it. An evaluation, which may have settings that
+        were never tried, reads rows."""
         check_checkpoint(self.anchor, checkpoint, "reference_weights.")
         saved = tuple(checkpoint.get("layouts", ()))
-        if saved and (not self.policy.layouts or set(saved) <= set(self.policy.layouts)):  # chosen before the checkpoint is read, or after
+        fits = self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING  # a module may be loaded without a Trainer
+        exact = not self.policy.layouts or set(saved) <= set(self.policy.layouts)  # chosen before the checkpoint is read, or after
+        if saved and fits and exact:
             self.policy.layouts = saved
 
     def _load_initial(self) -> Reference:

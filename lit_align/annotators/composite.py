@@ -82,6 +82,7 @@ class Composite(Annotator, ABC):
         """Where any member does."""
         return any(member.learns for member in self.members)
 
+    @final
     @property
     def waits(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Where any member does."""

@@ -24,7 +24,7 @@ from lit_align.data.pool import LongPrompts
 from lit_align.data.spend import Price, Spend
 from lit_align.data.telemetry import LabelTelemetry
 from lit_align.functional.distributed import gathered, global_mean, global_std, global_sum
-from lit_align.metering import Meter, metered
+from lit_align.metering import Meter, current_meter, metered
 from lit_align.types import Annotation, Annotator, EncodedPrompt, PromptSource, Rollouts, Sampler, Samples, Stream, UserError
 
 Chunks = list[tuple[Rollouts, Annotation]]
@@ -181,10 +181,9 @@ class SamplingDataModule(AlignmentDataModule, ABC):
         policy = self.aligner.policy
         with self._trainer.precision_plugin.forward_context(), policy.inference():
             rollouts = self.eval_sampler.sample(policy, prompts, self.eval_responses_per_prompt, Stream(self.seed, "eval", 0))
-        annotation, meter = None, self._evaluation if self._costs is None else self._costs.ledger
-        if self.eval_annotator is not None and meter is not None:
-            with metered(meter):
-                annotation = self.eval_annotator.annotate(rollouts)
+        meter = self._evaluation if self._costs is None else self._costs.ledger
+        with metered(meter or current_meter()):
+            annotation = self.eval_annotator.annotate(rollouts) if self.eval_annotator is not None else None
         return Samples(rollouts, annotation, datasets_of(self.eval_prompts))
 
     @property

@@ -68,8 +68,8 @@ def _attends_to_all(config: dict[str, Any]) -> bool:
 
 @dataclass(frozen=True)
 class _Product:
-    """One matrix ``[in, out]`` for layers that read the same, with what a LoRA adapter adds; a copy. Of few rows products are up to a third
-    faster this way round."""
+    """One matrix ``[in, out]`` for layers that read the same, with what a LoRA adapter adds; a copy. This way round
+    products of few rows take less time."""
 
     weight: Tensor
     bias: Tensor | None

@@ -27,7 +27,8 @@ def tree_mask(model: Any, plan: Plan) -> Tensor | dict[str, Tensor]:
     Windows are counted in positions, as slots of a row are not in the order of any one text.
 
     Raises:
-        NotImplementedError: if its attention takes no such mask, or has a kind of layer of which this does not know what it sees.
+        ValueError: if its attention takes no such mask, or has a kind of layer of which this does not know what it sees. The probe then
+            leaves trees out.
     """
     assert plan.positions is not None
     assert plan.branches is not None
@@ -43,7 +44,7 @@ def tree_mask(model: Any, plan: Plan) -> Tensor | dict[str, Tensor]:
         elif kind == "sliding_attention" and window is not None:
             masks[kind] = _as_taken(model, seen & (distance < window))
         else:
-            raise NotImplementedError(f"what a layer of kind {kind!r} sees of a tree")
+            raise ValueError(f"A tree's mask is for layers of full or sliding attention, got {kind!r}. Read this model in rows.")
     return masks if len(masks) > 1 else next(iter(masks.values()))
 
 
@@ -54,4 +55,4 @@ def _as_taken(model: Any, seen: Tensor) -> Tensor:
     if implementation == "eager":  # which adds what it gets: True would be a 1
         hidden = torch.finfo(model.dtype).min
         return torch.zeros(seen.shape, dtype=model.dtype, device=seen.device).masked_fill(~seen, hidden).unsqueeze(1)
-    raise NotImplementedError(f"a tree's mask for {implementation!r}")
+    raise ValueError(f"A tree's mask is for attn_implementation sdpa or eager, got {implementation!r}. Read this model in rows.")

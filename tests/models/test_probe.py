@@ -9,6 +9,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.testing import assert_close
 from transformers import LlamaForCausalLM
 
+from lit_align.data import ListPrompts
 from lit_align.models import CausalPolicy, LoRA, masks
 from lit_align.models import policy as policy_file
 from lit_align.models.probe import probe
@@ -16,7 +17,7 @@ from lit_align.models.reading import CHUNKED, PICKED
 from lit_align.types import UserError
 from tests.models.batches import as_batch, make_rollouts
 from tests.models.families import FAMILIES, LLAMA, write_family
-from tests.tiny import make_dar, make_data, make_trainer, write_tiny
+from tests.tiny import PROMPTS, make_dar, make_data, make_trainer, write_tiny
 
 BATCH = as_batch(make_rollouts([[2, 5], [7]], [[[5, 6, 1], [1]], [[3, 4, 5], [9, 1]]], 0))
 
@@ -204,3 +205,7 @@ def test_a_run_says_once_what_it_chose_and_a_resumed_one_keeps_it(folder, tmp_pa
     trainer.save_checkpoint(tmp_path / "saved.ckpt")
     make_trainer(tmp_path, max_epochs=2).fit(other, make_data(), ckpt_path=tmp_path / "saved.ckpt")
     assert other.policy.layouts == ("rows", "tree", PICKED, CHUNKED)
+    evaluated = make_dar(folder)
+    held_out = make_data(eval_prompts=ListPrompts(PROMPTS[:2], name="held out"))
+    make_trainer(tmp_path).validate(evaluated, held_out, ckpt_path=tmp_path / "saved.ckpt", verbose=False)
+    assert evaluated.policy.layouts == (), "of another machine perhaps, and with settings that nobody tried"

@@ -18,9 +18,14 @@ Distance = Callable[[dict[str, Tensor], dict[str, Tensor]], float]
 
 
 @pytest.fixture(scope="session")
-def theirs() -> Any:
-    """`tests.peer.theirs`, imported only where a test of this folder runs: importing TRL takes seconds."""
-    pytest.importorskip("trl", reason="TRL is not installed: run `make test-peer`, or install the extra `peer`")
+def trl() -> Any:
+    """Imported only where a test of this folder runs: it takes seconds."""
+    return pytest.importorskip("trl", reason="TRL is not installed: run `make test-peer`, or install the extra `peer`")
+
+
+@pytest.fixture(scope="session")
+def theirs(trl: Any) -> Any:
+    """`tests.peer.theirs`, which imports TRL."""
     return import_module("tests.peer.theirs")
 
 

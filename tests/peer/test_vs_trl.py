@@ -20,8 +20,7 @@ pytestmark = [pytest.mark.peer, pytest.mark.filterwarnings("default")]
 
 
 @pytest.fixture(scope="module")
-def measure() -> Any:
-    pytest.importorskip("trl", reason="TRL is not installed: run `make test-peer`, or install the extra `peer`")
+def measure(trl: Any) -> Any:
     return import_module("benchmarks.vs_trl.measure")
 
 
