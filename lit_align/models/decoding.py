@@ -15,14 +15,13 @@ from transformers import DynamicCache
 
 from lit_align.models.layouts import Texts
 from lit_align.models.positions import positions_of
-from lit_align.models.windows import CUT, small_copy, window_to_cross
+from lit_align.models.windows import small_copy, window_to_cross
 from lit_align.types import UserError
 
 CACHES = ("past_key_values", "cache_params")  # what models call their argument for a cache
 PROMPTS, STEPS = (2, 7), 8  # of the probe: lengths of its prompts, and tokens that follow, as far as the context goes
 EXACT, ROUNDED = 1e-3, 0.25  # nats per token that rounding may explain, in float32 and in anything less
 SAME = 1e-4  # nats on any token that the faster way may be off
-FAILURES = (AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError)  # of a way that a model has not
 
 
 class RowCache(ABC):
@@ -131,36 +130,41 @@ WAYS: tuple[type[RowCache], ...] = (PaddedRows, PromptMaskedRows, EqualRows, Rer
 
 
 def chosen_way(
-    model: Any, reserved: frozenset[int], context_length: int | None = None, faster: type[RowCache] | None = None
-) -> type[RowCache]:
-    """The first of `WAYS` in which ``model`` says of a text what it says of it when it reads it alone and at once.
+    model: Any, reserved: frozenset[int], context_length: int | None = None, faster: type[RowCache] | None = None, earlier: str = ""
+) -> tuple[type[RowCache], str]:
+    """The first of `WAYS` in which ``model`` says of a text what it says of it when it reads it alone and at once; and why, in words.
 
     Args:
         model: a Hugging Face causal language model, in eval mode.
         reserved: tokens that may mean more to it than a word, such as padding.
         context_length: how many tokens it can read, where that is known.
         faster: taken instead of `PaddedRows` if it also does so, to `SAME`.
+        earlier: the name of the way that a run began with; taken if it also does so, since another one rounds differently.
 
     Raises:
         UserError: if there is none.
     """
-    window, cut = window_to_cross(model, context_length)
-    trial, errors = _Trial(model, probe_texts(model, reserved, context_length, window)), []
+    trial, faults = _Trial(model, reserved, context_length), {}
     for way in WAYS:
-        try:
-            gap = float(trial.gaps(way).mean(-1).max())  # of a row, as rounding may send a token to another expert
-        except FAILURES as error:
-            errors.append(f"{way.__name__} {type(error).__name__}")
-            continue
-        if not gap <= _tolerance(model):
-            errors.append(f"{way.__name__} {gap:.2g} nats per token")
-        elif way is PaddedRows and faster is not None and float(trial.gaps(faster).max()) <= SAME:
-            return faster
-        elif not cut or way is RereadRows or _confirmed_by_copy(model, way):
-            return way
-    raise UserError(
-        f"{type(model).__name__} can't be sampled from: what it says when it reads token by token is not what it says of the same text at "
-        f"once ({', '.join(errors)}). Take another model."
+        faults[way.__name__] = trial.fault(way)
+        if not faults[way.__name__]:
+            break
+    else:
+        raise UserError(
+            f"{type(model).__name__} can't be sampled from: what it says when it reads token by token is not what it says of the same text "
+            f"at once ({', '.join(f'{name} {fault}' for name, fault in faults.items())}). Take another model."
+        )
+    if way is PaddedRows and faster is not None and not trial.fault(faster):
+        way = faster
+    drawn = f"Samples of {type(model).__name__} are drawn by"
+    if earlier in ("", way.__name__):
+        return way, f"{drawn} `{way.__name__}`, as a probe of the model decided."
+    kept = next((kept for kept in (faster, *WAYS) if kept is not None and kept.__name__ == earlier), None)
+    if kept is not None and not trial.fault(kept):
+        return kept, f"{drawn} `{earlier}`, as the run began; a probe of the model would choose `{way.__name__}` now."
+    return (
+        way,
+        f"{drawn} `{way.__name__}`, as a probe of the model decided: `{earlier}`, by which the run began, does not serve it any more.",
     )
 
 
@@ -168,10 +172,23 @@ def chosen_way(
 class _Trial:
     """A model, texts, and what it says of each of them alone and at once."""
 
-    def __init__(self, model: Any, texts: Texts) -> None:
-        self.model, self.texts = model, texts
+    def __init__(self, model: Any, reserved: frozenset[int], context_length: int | None) -> None:
+        window, self.cut = window_to_cross(model, context_length)
+        self.model, self.texts = model, probe_texts(model, reserved, context_length, window)
         self.alone = torch.stack([self._alone(b, k) for b in (0, 1) for k in (0, 1)])  # [4, T]
-        self.alone[0, texts.response_tokens.shape[-1] // 2 + 1 :] = 0.0  # of the text that is dropped
+        self.alone[0, self.texts.response_tokens.shape[-1] // 2 + 1 :] = 0.0  # of the text that is dropped
+
+    def fault(self, way: type[RowCache]) -> str:
+        """Why it does not serve the model, in words; none where it does."""
+        try:
+            gaps = self.gaps(way)
+        except (AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+            return type(error).__name__
+        gap = float(gaps.mean(-1).max())  # of a row, as rounding may send a token to another expert
+        if not gap <= _tolerance(self.model) or (way not in WAYS and float(gaps.max()) > SAME):
+            return f"{gap:.2g} nats per token"
+        unsure = self.cut and way is not RereadRows and not _confirmed_by_copy(self.model, way)
+        return "beyond its window" if unsure else ""
 
     def gaps(self, way: type[RowCache]) -> Tensor:
         """How far it is from that when it is read like this, nats of every token ``[4, T]``."""
@@ -187,7 +204,7 @@ def _confirmed_by_copy(model: Any, way: type[RowCache]) -> bool:
     """Whether it also serves a small copy in float32, whose texts cross its window; not if there can't be a copy."""
     try:
         small = small_copy(model).to(next(model.parameters()).device).eval()
-        return float(_Trial(small, probe_texts(small, frozenset(), None, CUT)).gaps(way).mean(-1).max()) <= _tolerance(small)
+        return not _Trial(small, frozenset(), None).fault(way)
     except Exception:
         return False
 

@@ -168,6 +168,40 @@ def test_the_choice_is_made_once_and_said_in_words(policy, caplog):
     assert torch.equal(first.sampling_logps, second.sampling_logps)
 
 
+@pytest.mark.parametrize(
+    ("change", "earlier", "taken", "said"),
+    [
+        (None, "PaddedRows", PaddedRows, "by `PaddedRows`, as the run began; a probe of the model would choose `FusedRows` now."),
+        (None, "FusedRows", FusedRows, "by `FusedRows`, as a probe of the model decided."),
+        (without_mask, "RereadRows", RereadRows, "by `RereadRows`, as the run began; a probe of the model would choose `EqualRows` now."),
+        (
+            without_mask,
+            "PaddedRows",
+            EqualRows,
+            "by `EqualRows`, as a probe of the model decided: `PaddedRows`, by which the run began, does",
+        ),
+        (without_mask, "FusedRows", EqualRows, "`FusedRows`, by which the run began, does not serve it any more."),
+        (None, "OlderRows", FusedRows, "`OlderRows`, by which the run began, does not serve it any more."),
+    ],
+)
+def test_the_way_that_a_run_began_with_is_kept_while_it_is_exact(change, earlier, taken, said, policy, caplog):
+    policy = policy if change is None else odd(policy, change)
+    policy.decoding = earlier
+    with caplog.at_level("INFO"):
+        assert policy.way is taken
+        assert policy.way is taken
+    assert policy.decoding == taken.__name__
+    assert [said in record.message for record in caplog.records] == [True]
+
+
+def test_a_faster_way_that_is_off_by_more_than_rounding_is_not_taken(policy, monkeypatch):
+    """Nor kept."""
+    read = FusedRows.read
+    monkeypatch.setattr(FusedRows, "read", lambda *given: read(*given) + 1e-4 * torch.arange(14))
+    policy.decoding = "FusedRows"
+    assert policy.way is PaddedRows
+
+
 def test_the_probe_draws_nothing_and_leaves_modes_alone(tmp_path):
     policy = CausalPolicy(write_tiny(tmp_path, dropout=0.5))
     policy.train()

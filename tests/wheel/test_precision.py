@@ -37,7 +37,7 @@ def test_the_first_divergence_is_none(pad: bool, temperature: float, tmp_path: P
 @pytest.mark.parametrize("shift", [-1, 1])
 def test_a_wrong_position_in_the_cache_ends_the_run(shift: int, tiny: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module = make_dar(tiny)
-    module.policy._way = PaddedRows  # as if the probe had been content
+    module.policy._way, module.policy.decoding = PaddedRows, "PaddedRows"  # as if the probe had been content
     model = module.policy.model
     forward = model.forward
 
