@@ -77,6 +77,22 @@ def test_a_tree_holds_what_is_read_and_padding_at_its_end_only():
     assert plan.predicting.tolist()[:4] == [1, 2, 3, 1]  # both responses begin after slot 1
 
 
+def test_rows_and_those_after_a_prefix_hold_what_is_read():
+    """No last token, and padding that repeats what stands before it, as no mask hides it."""
+    pairs = [(prompt, response) for prompt, group in zip(PROMPTS, RESPONSES, strict=True) for response in group]
+    plan = LAYOUTS["rows"](Texts.of(ROLLOUTS))
+    read = [[*prompt, *response[:-1]] for prompt, response in pairs]
+    width = max(map(len, read))
+    assert plan.tokens.tolist() == [row + row[-1:] * (width - len(row)) for row in read]
+    assert (plan.mask, plan.positions) == (None, None)
+    plan = LAYOUTS["prefix"](Texts.of(ROLLOUTS))
+    seen = [tokens[mask].tolist() for tokens, mask in zip(plan.prefix.tokens, plan.prefix.mask, strict=True)]
+    assert seen == [prompt[:-1] for prompt in PROMPTS]
+    own = [tokens[mask[6:]].tolist() for tokens, mask in zip(plan.tokens, plan.mask, strict=True)]
+    assert own == [[prompt[-1], *response[:-1]] for prompt, response in pairs]
+    assert plan.owners.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+
+
 def of_lengths(*groups: tuple[int, list[int]]) -> Texts:
     """Texts of these lengths: a prompt, its responses."""
     return Texts.of(make_rollouts([[3] * p for p, _ in groups], [[[4] * r for r in g] for _, g in groups], 0))
