@@ -7,7 +7,7 @@ import torch
 from torch.testing import assert_close
 
 from lit_align.models import CausalPolicy
-from lit_align.models.layouts import LAYOUTS, Texts, cheapest
+from lit_align.models.layouts import LAYOUTS, Texts, cheapest, prefix_plan, rows_plan
 from lit_align.models.reading import CHUNKED, PICKED, ResponseReader
 from tests.models.batches import make_rollouts
 from tests.models.families import write_family
@@ -80,12 +80,12 @@ def test_a_tree_holds_what_is_read_and_padding_at_its_end_only():
 def test_rows_and_those_after_a_prefix_hold_what_is_read():
     """No last token, and padding that repeats what stands before it, as no mask hides it."""
     pairs = [(prompt, response) for prompt, group in zip(PROMPTS, RESPONSES, strict=True) for response in group]
-    plan = LAYOUTS["rows"](Texts.of(ROLLOUTS))
+    plan = rows_plan(Texts.of(ROLLOUTS))
     read = [[*prompt, *response[:-1]] for prompt, response in pairs]
     width = max(map(len, read))
     assert plan.tokens.tolist() == [row + row[-1:] * (width - len(row)) for row in read]
     assert (plan.mask, plan.positions) == (None, None)
-    plan = LAYOUTS["prefix"](Texts.of(ROLLOUTS))
+    plan = prefix_plan(Texts.of(ROLLOUTS))
     seen = [tokens[mask].tolist() for tokens, mask in zip(plan.prefix.tokens, plan.prefix.mask, strict=True)]
     assert seen == [prompt[:-1] for prompt in PROMPTS]
     own = [tokens[mask[6:]].tolist() for tokens, mask in zip(plan.tokens, plan.mask, strict=True)]
