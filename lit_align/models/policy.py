@@ -3,6 +3,7 @@
 import inspect
 import os
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any, final
 
 import torch
@@ -145,12 +146,16 @@ class CausalPolicy(Policy):
 
     @property
     def way(self) -> type[RowCache]:
-        """How the model is read token by token; found out, and logged, when it is first asked for."""
-        if self._way is None:
+        """How the model is read token by token; found out, and logged, when it is first asked for, or by another name in ``decoding``."""
+        if self._way is None or self._way.__name__ != self.decoding:
             with self.inference(), torch.autocast(next(self.parameters()).device.type, enabled=False):
                 reserved = self.special_ids | self.eos_ids | {self.pad_id}
-                self._way = standing_way(chosen_way(self.model, reserved, faster_way(self.model)), self.model)
-            rank_zero_info(f"Samples of {type(self.model).__name__} are drawn by `{self._way.__name__}`, as a probe of the model decided.")
+                choose = partial(chosen_way, self.model, reserved, self.context_length, earlier=self.decoding)
+                way, because = choose(faster_way(self.model))
+                if way is not standing_way(way, self.model):  # its steps could not be recorded
+                    way, because = choose(faster_way(self.model))
+            self._way, self.decoding = way, way.__name__
+            rank_zero_info(because)
         return self._way
 
     def encode(self, prompt: Prompt) -> list[int]:

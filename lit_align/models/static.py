@@ -80,7 +80,8 @@ def run_and_record(step: Callable[[], None], device: torch.device) -> Callable[[
         step()
     here.wait_stream(aside)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # an annotator may be at work in another thread
+    # Back to this stream, where recording itself fails to go back; and an annotator may be at work on the GPU in another thread.
+    with torch.cuda.stream(here), torch.cuda.graph(graph, capture_error_mode="thread_local"):
         step()
     return graph.replay
 
@@ -167,7 +168,7 @@ class StaticRows(RowCache):
                 return run_and_record(step, device)
             except RuntimeError as error:
                 _UNRECORDED.add(self._model)
-                reason = str(error).partition("\n")[0]
+                reason = str(error.__context__ or error).partition("\n")[0]  # what ended the recording, before its end failed too
                 rank_zero_info(
                     f"A step of {type(self._model).__name__} could not be recorded as a CUDA graph ({reason}). Samples are drawn without "
                     "one, from the next call of the sampler on by `PaddedRows`."

@@ -7,7 +7,7 @@ import torch
 from torch.testing import assert_close
 
 from lit_align.models import CausalPolicy
-from lit_align.models.layouts import LAYOUTS, Texts, cheapest
+from lit_align.models.layouts import LAYOUTS, Texts, cheapest, prefix_plan, rows_plan
 from lit_align.models.reading import CHUNKED, PICKED, ResponseReader
 from tests.models.batches import make_rollouts
 from tests.models.families import write_family
@@ -75,6 +75,22 @@ def test_a_tree_holds_what_is_read_and_padding_at_its_end_only():
     assert plan.positions.tolist()[1] == [0, 1, 2, 3, 4, 5, 1, 0, 0]
     assert plan.branches.tolist()[1] == [0, 1, 1, 1, 1, 1, 2, -1, -1]
     assert plan.predicting.tolist()[:4] == [1, 2, 3, 1]  # both responses begin after slot 1
+
+
+def test_rows_and_those_after_a_prefix_hold_what_is_read():
+    """No last token, and padding that repeats what stands before it, as no mask hides it."""
+    pairs = [(prompt, response) for prompt, group in zip(PROMPTS, RESPONSES, strict=True) for response in group]
+    plan = rows_plan(Texts.of(ROLLOUTS))
+    read = [[*prompt, *response[:-1]] for prompt, response in pairs]
+    width = max(map(len, read))
+    assert plan.tokens.tolist() == [row + row[-1:] * (width - len(row)) for row in read]
+    assert (plan.mask, plan.positions) == (None, None)
+    plan = prefix_plan(Texts.of(ROLLOUTS))
+    seen = [tokens[mask].tolist() for tokens, mask in zip(plan.prefix.tokens, plan.prefix.mask, strict=True)]
+    assert seen == [prompt[:-1] for prompt in PROMPTS]
+    own = [tokens[mask[6:]].tolist() for tokens, mask in zip(plan.tokens, plan.mask, strict=True)]
+    assert own == [[prompt[-1], *response[:-1]] for prompt, response in pairs]
+    assert plan.owners.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
 
 
 def of_lengths(*groups: tuple[int, list[int]]) -> Texts:

@@ -1,6 +1,7 @@
 """Memory that stays in its place and operations that are replayed say what the plain way says."""
 
 import weakref
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from torch.testing import assert_close
 
 from lit_align.generation import CacheSampler
 from lit_align.models import CausalPolicy, fused, static
-from lit_align.models.decoding import PaddedRows, RowCache, chosen_way
+from lit_align.models.decoding import PaddedRows
 from lit_align.models.static import StaticRows, fits, rung
 from lit_align.types import EncodedPrompt, Prompt, Stream
 from tests.models.families import write_family
@@ -67,7 +68,7 @@ def test_the_same_tokens_from_the_same_noise(tmp_path, option, recorded):
     if option == "whole":
         assert recorded == [(6, 12), (3, 12), (2, 16), (2, 24)], "which changes where rows end or texts outgrow it"
     check_sampling(policy, replayed)
-    policy._way = PaddedRows
+    policy.decoding = "PaddedRows"
     plain = sample(policy)
     assert torch.equal(replayed.response_tokens, plain.response_tokens)
     assert_close(replayed.sampling_logps, plain.sampling_logps, atol=2e-5, rtol=0)
@@ -78,8 +79,10 @@ def test_many_tokens(tmp_path, recorded):
     policy = CausalPolicy(write_tiny(tmp_path, context=256), temperature=0.9)
     prompts = [EncodedPrompt(Prompt(id=i, content=""), (3 + i,) * (1 + 3 * i)) for i in range(5)]
     said = []
+    assert policy.way is StaticRows
+    recorded.clear()
     for way in (StaticRows, PaddedRows):
-        policy._way = way
+        policy.decoding = way.__name__
         with policy.inference():
             said.append(CacheSampler(100).sample(policy, prompts, 4, Stream(3, "train", 0)))
     assert torch.equal(said[0].response_tokens, said[1].response_tokens)
@@ -145,7 +148,10 @@ def test_what_can_not_be_recorded_is_read_plainly(tmp_path, monkeypatch, caplog,
     def fail(step, device):
         if taken:
             step()
-        raise RuntimeError("operation not permitted\nlong story")
+        try:
+            raise RuntimeError("operation not permitted\nlong story")
+        finally:
+            raise RuntimeError("the end of the recording fails too")
 
     monkeypatch.setattr(static, "run_and_record", fail)
     with caplog.at_level("INFO"):
@@ -202,7 +208,7 @@ def test_mixed_precision_is_replayed_as_it_is_read(tmp_path, recorded):
     assert policy.way is StaticRows
     mask, said = TOKENS != 0, {}
     for way in (StaticRows, PaddedRows):
-        policy._way, cache, lines = way, None, []
+        policy.decoding, cache, lines = way.__name__, None, []
         for step in range(4):
             longer = torch.cat([mask, torch.ones(3, step, dtype=torch.bool)], 1)
             with policy.inference(), torch.autocast("cpu", dtype=torch.bfloat16):
@@ -211,7 +217,6 @@ def test_mixed_precision_is_replayed_as_it_is_read(tmp_path, recorded):
         said[way] = torch.stack(lines)
     assert_close(said[StaticRows], said[PaddedRows], atol=0.15, rtol=0)
     with policy.inference():
-        policy._way, cache = PaddedRows, None
         exact, _ = policy.next_token_logits(TOKENS, mask)
     assert (said[StaticRows][0] - exact).abs().max() > 1e-3, "it was rounded"
 
@@ -222,26 +227,66 @@ def test_bfloat16_is_replayed_too(tmp_path, recorded):
     assert sample(policy).finished.shape == (3, 2)
 
 
-def test_in_float32_a_faster_way_has_to_say_the_same(tmp_path):
-    policy = CausalPolicy(write_tiny(tmp_path)).eval()
+class Gpu:
+    """The names that recording uses, and the order in which it uses them."""
 
-    class Tilted(RowCache):
-        tilt = 0.0
+    def __init__(self, monkeypatch):
+        self.said, self.now = [], "here"
+        for name, value in {
+            "current_stream": lambda: Queue(self, self.now),
+            "Stream": lambda: Queue(self, "aside"),
+            "stream": self.stream,
+        }.items():
+            monkeypatch.setattr(torch.cuda, name, value)
+        monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: self)
+        monkeypatch.setattr(torch.cuda, "graph", self.graph)
 
-        def __init__(self, model):
-            super().__init__(model)
-            self.inner = StaticRows(model)
+    def replay(self):
+        self.said.append("replay")
 
-        def read(self, tokens, mask):
-            return self.inner.read(tokens, mask) + self.tilt * torch.arange(14)
+    @contextmanager
+    def stream(self, queue):
+        before, self.now = self.now, queue.name
+        try:
+            yield
+        finally:
+            self.now = before
 
-        def reorder_cache(self, index):
-            self.inner.reorder_cache(index)
+    @contextmanager
+    def graph(self, graph, capture_error_mode):
+        assert graph is self
+        assert capture_error_mode == "thread_local"
+        self.now = "recording"
+        yield
+        self.now = "here"  # which PyTorch leaves out where an error comes out of the recording
 
-    with policy.inference():
-        for tilt, way in ((0.0, Tilted), (1e-4, PaddedRows)):
-            Tilted.tilt = tilt
-            assert chosen_way(policy.model, frozenset({0, 1, 2}), Tilted) is way
+
+class Queue:
+    def __init__(self, gpu, name):
+        self.gpu, self.name = gpu, name
+
+    def wait_stream(self, other):
+        self.gpu.said.append(f"{self.name} waits for {other.name}")
+
+
+def test_a_step_is_taken_aside_and_then_recorded(monkeypatch):
+    gpu = Gpu(monkeypatch)
+    again = static.run_and_record(lambda: gpu.said.append(f"step, {gpu.now}"), torch.device("cuda"))
+    assert gpu.said == ["aside waits for here", "step, aside", "here waits for aside", "step, recording"]
+    again()
+    assert gpu.said[-1] == "replay"
+
+
+def test_work_goes_on_where_it_was_if_recording_fails(monkeypatch):
+    gpu = Gpu(monkeypatch)
+
+    def step():
+        if gpu.now == "recording":
+            raise RuntimeError("not permitted")
+
+    with pytest.raises(RuntimeError, match="not permitted"):
+        static.run_and_record(step, torch.device("cuda"))
+    assert gpu.now == "here"
 
 
 def watched(policy):
