@@ -202,19 +202,38 @@ def test_several_tokens_at_once_after_the_first(tmp_path):
     assert_close(said[0], said[1], atol=2e-5, rtol=0)
 
 
-def test_mixed_precision_is_replayed_as_it_is_read(tmp_path, recorded):
-    """Casts of weights are part of the step: those that autocast keeps are gone when its context ends."""
-    policy = CausalPolicy(write_tiny(tmp_path), temperature=0.9)
-    assert policy.way is StaticRows
-    mask, said = TOKENS != 0, {}
+def test_a_row_may_be_repeated_on_the_way(tmp_path, recorded):
+    policy = CausalPolicy(write_tiny(tmp_path)).eval()
+    said = []
+    with torch.no_grad():
+        for way in (StaticRows, PaddedRows):
+            cache, mask = way(policy.model), TOKENS != 0
+            cache.read(TOKENS, mask)
+            for rows in ([0, 1, 2], [2, 0, 0, 1], [3, 3, 1]):
+                cache.reorder_cache(torch.tensor(rows))
+                mask = torch.cat([mask[rows], torch.ones(len(rows), 1, dtype=torch.bool)], 1)
+                said.append(cache.read(torch.arange(len(rows)).unsqueeze(-1) + 4, mask))
+    assert_close(torch.cat(said[:3]), torch.cat(said[3:]), atol=2e-5, rtol=0)
+
+
+def test_mixed_precision_is_replayed_as_it_is_read(tmp_path, recorded, monkeypatch):
+    """Casts of weights are part of the step: those that autocast keeps are gone when its context ends, and of older weights."""
+    monkeypatch.setattr(static, "ROOM", 16)
+    policy, head, mask = CausalPolicy(write_tiny(tmp_path), temperature=0.9), "model.lm_head.weight", TOKENS != 0
+    said = {}
     for way in (StaticRows, PaddedRows):
         policy.decoding, cache, lines = way.__name__, None, []
+        assert policy.way is way
         for step in range(4):
             longer = torch.cat([mask, torch.ones(3, step, dtype=torch.bool)], 1)
             with policy.inference(), torch.autocast("cpu", dtype=torch.bfloat16):
                 logits, cache = policy.next_token_logits(TOKENS if step == 0 else torch.full((3, 1), 4 + step), longer, cache)
-            lines.append(logits)
+                policy.get_parameter(head).mul_(2.0)
+            lines.append(logits / 2**step)
         said[way] = torch.stack(lines)
+        with torch.no_grad():
+            policy.get_parameter(head).mul_(2.0**-4)
+    assert recorded[-1] == (3, 16)
     assert_close(said[StaticRows], said[PaddedRows], atol=0.15, rtol=0)
     with policy.inference():
         exact, _ = policy.next_token_logits(TOKENS, mask)
