@@ -118,6 +118,20 @@ def test_trees_are_packed_the_longest_first():
     assert forest((4, [1, 1]), room=4) == (1, 4), "of a response of one token nothing is read"
 
 
+def test_little_of_packed_rows_is_padding():
+    """The numbers of docs/engine.md: 16 prompts with two responses each, as a small model wrote them."""
+    prompts = [18, 38, 24, 35, 51, 42, 62, 31, 31, 21, 51, 53, 52, 46, 21, 33]
+    first = [63, 64, 4, 41, 64, 7, 14, 9, 2, 2, 5, 5, 64, 64, 9, 10]
+    second = [2, 49, 8, 64, 36, 32, 11, 54, 15, 64, 44, 64, 64, 28, 64, 60]
+    lengths = [(p, [a, b]) for p, a, b in zip(prompts, first, second, strict=True)]
+    row, (name, room) = max(p + max(group) - 1 for p, group in lengths), cheapest(lengths, LAYOUTS, 256)
+    tree = max(p + sum(group) - 2 for p, group in lengths)
+    packing = packed(lengths, room)
+    assert name == "tree"
+    assert (32 * row, 16 * tree, packing.rows * packing.width) == (3712, 2848, 1722)
+    assert sum(p + sum(group) - 2 for p, group in lengths) == 1663
+
+
 def test_rooms_reach_from_the_longest_text_to_the_largest_tree():
     found = rooms([(4, [9, 5]), (1, [2] * 90)])
     assert found == sorted({12, 13, 15, 18, 21, 24, 30, 36, 48, 72, 91})
