@@ -15,7 +15,7 @@ from benchmarks.vs_trl import ours
 from benchmarks.vs_trl.agreement import Disagreement, Rollout, distances, replay, require_agreement
 from benchmarks.vs_trl.case import Case
 from benchmarks.vs_trl.floor import Machine, Size, floor_seconds, size_of
-from benchmarks.vs_trl.summary import Turn, ratios, slope, tokens_per_second
+from benchmarks.vs_trl.summary import Turn, median_between, ratios, slope, tokens_per_second
 from benchmarks.vs_trl.turns import EndOfTurn, Relay
 from benchmarks.vs_trl.world import World, make_tokenizer, make_world, model_folder, rule, windows
 from lit_align.types import Prompt, UserError
@@ -108,6 +108,12 @@ def test_a_ratio_is_per_token_of_each_side() -> None:
     assert ratios([slow], [fast], "wall") == [2.0]
     assert ratios([slow], [fast], "cpu") == [1.5]
     assert tokens_per_second([slow, fast, fast]) == 100
+
+
+@pytest.mark.parametrize(("n", "rank"), [(6, 1), (8, 1), (9, 2), (16, 4), (17, 5), (30, 10)])
+def test_the_median_is_where_tables_of_the_sign_test_say(n: int, rank: int) -> None:
+    values = [float((7 * i) % 31) for i in range(n)]
+    assert median_between(values) == (sorted(values)[rank - 1], sorted(values)[-rank])
 
 
 def test_the_slope_of_a_power_law_is_its_exponent() -> None:

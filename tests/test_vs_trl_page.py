@@ -34,6 +34,7 @@ def result(case: Case = RLOO, median: float = 2.0, **options: Any) -> Result:
         "parameters": 5_000_000,
         "load": 0.5,
         "n": 6,
+        "between": [median - 0.05, median + 0.05],
         "ratio": {"cpu": spread, "wall": spread},
         "sides": {first: side, second: side | {"cpu": 2.0}},
         "parts": {second: {"sampling": 1.5, LOOP: 0.5}},
@@ -71,14 +72,14 @@ def test_everything_is_every_line_and_every_sweep_once() -> None:
     assert targets.LINES.keys() <= there.keys()
     assert {point for axis in AXES for point in swept(axis, swept_case())} <= there.keys()
     assert {line.steps for line in found if line.case in targets.LINES} == {4}
-    assert there[DAR] == Planned(DAR, steps=8, memory=False)
+    assert there[DAR] == Planned(DAR, steps=16, memory=False)
     centre = replace(RLOO, forced=True)
     assert there[centre] == Planned(centre, steps=4, memory=True), "a line that sweeps pass through"
     assert there[replace(centre, k=8)] == Planned(replace(centre, k=8), steps=2, memory=False)
 
 
 def test_the_first_plan_of_a_case_is_taken_in_its_place() -> None:
-    long, short, other = Planned(RLOO, 4, True), Planned(RLOO, 2, False), Planned(DAR, 8, False)
+    long, short, other = Planned(RLOO, 4, True), Planned(RLOO, 2, False), Planned(DAR, 16, False)
     assert once([long, other, short]) == [long, other]
 
 
@@ -86,7 +87,7 @@ def test_options_change_the_plan() -> None:
     def lines(*arguments: str) -> list[Planned]:
         return command.lines(command.parse(arguments))
 
-    assert lines("--algo", "rloo", "dar") == [Planned(RLOO, 4, True), Planned(DAR, 8, False)]
+    assert lines("--algo", "rloo", "dar") == [Planned(RLOO, 4, True), Planned(DAR, 16, False)]
     assert lines("--algo", "rloo", "--steps", "3", "--no-memory") == [Planned(RLOO, 3, False)]
     assert lines("--quick", "--algo", "rloo", "--k", "8", "--forced") == [Planned(replace(RLOO, k=8, forced=True), 2, False)]
     assert lines("--all") == everything()
@@ -258,11 +259,16 @@ def test_every_line_with_a_target_is_there_also_where_it_was_not_measured() -> N
     assert report.aims(named(result(replace(RLOO, forced=True)))) == "", "targets are of natural lengths"
 
 
-@pytest.mark.parametrize(("ratio", "expected"), [(1.03, "1.030: met"), (1.0301, "1.030: missed"), (0.99, "0.990: met")])
-def test_dar_has_a_table_of_its_own(ratio: float, expected: str) -> None:
+@pytest.mark.parametrize(
+    ("ratio", "expected"),
+    [(1.03, ("1.030: met", "0.980-1.080")), (1.0301, ("1.030: missed", "0.980-1.080")), (0.99, ("0.990: met", "0.940-1.040"))],
+)
+def test_dar_has_a_table_of_its_own(ratio: float, expected: tuple[str, str]) -> None:
     found = named(result(), result(DAR, median=ratio))
     (row,) = cells(report.dar(found))
-    assert (row[0], row[5], row[6]) == (DAR.name, "4.00 / 2.00", expected)
+    assert (row[0], row[5], row[6], row[7]) == (DAR.name, "4.00 / 2.00", *expected)
+    assert len(row) == len(rows.DAR)
+    assert cells(report.dar(named(result(DAR, between=None))))[0][7] == "?"
     assert [row[0] for row in cells(report.lines(found))] == [RLOO.name]
 
 

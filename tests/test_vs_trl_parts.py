@@ -1,9 +1,12 @@
 """Where a step's time goes: clocks that count no second twice, around the product's real loop; and DAR beside RLOO."""
 
+import time
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import final
 
 import pytest
+from lightning.pytorch import Callback
 
 from benchmarks.vs_trl import memory, ours, rows
 from benchmarks.vs_trl.case import Algorithm, Case, published
@@ -93,6 +96,25 @@ def test_the_parts_of_a_real_step_are_the_step(algorithm: Algorithm, absent: set
         assert sum(turn.values()) == pytest.approx(whole.cpu, abs=2e-3)
 
 
+@final
+class Slow(Callback):
+    """Takes 50 ms where Lightning calls it within the optimizer's step."""
+
+    def on_before_zero_grad(self, *arguments: object) -> None:
+        start = time.process_time()
+        while time.process_time() < start + 0.05:
+            pass
+
+
+def test_what_callbacks_do_within_the_optimizers_step_is_not_the_optimizers(tiny: str, tmp_path: Path) -> None:
+    case = replace(published("sft", tiny, 1), prompts=4, prompt_tokens=8, response_tokens=6)
+    world, clock = make_world(case, TEXTS), Clock()
+    module, data = ours.make_module(case, ours.make_policy(case, world)), ours.make_data(case, world)
+    hand = ours.Hand(clock.around(lambda *tokens: len(clock.turns) < 2))
+    ours.fit(module, data, tmp_path / "run", 2, [Watch(clock, module, data), Slow(), hand])
+    assert clock.turns[1][LOOP] > 0.05 > clock.turns[1]["optimizer"]
+
+
 # DAR beside RLOO
 
 
@@ -107,6 +129,8 @@ def test_dar_is_measured_beside_rloo_of_the_same_policy(dar: Case) -> None:
     assert list(result["sides"]) == list(result["parts"]) == list(result["loop"]) == ["dar", "rloo"]
     assert (result["n"], result["asked"], result["agreement"]) == (2, {"steps": 2, "memory": 0}, {})
     assert all("reference" in parts for parts in result["parts"].values()), "both hold one"
+    for side, parts in result["parts"].items():  # of two steps the median is the mean
+        assert sum(parts.values()) == pytest.approx(result["sides"][side]["cpu"], abs=2e-3), "of the timed steps, not of the first"
     assert result["name"].startswith("dar / rloo ")
     assert rows.dar_line(result)[3] == "2"
 

@@ -19,7 +19,7 @@ from benchmarks.vs_trl.floor import Machine, Size, floor_seconds
 from benchmarks.vs_trl.parts import Clock, Watch, loop_share, profile
 from benchmarks.vs_trl.plan import Planned
 from benchmarks.vs_trl.results import Result, asked, code_hash
-from benchmarks.vs_trl.summary import Spread, Turn, ratios, tokens_per_second
+from benchmarks.vs_trl.summary import Spread, Turn, median_between, ratios, tokens_per_second
 from benchmarks.vs_trl.turns import Loop, Relay
 from benchmarks.vs_trl.world import World, make_world, weights_hash
 
@@ -68,6 +68,7 @@ def measure(line: Planned, texts: Sequence[str], limit: float) -> Result:
         "agreement": agreement,
         "machine": asdict(machine),
         "n": len(first),
+        "between": median_between(ratios(first, second, "cpu")),
         "ratio": {clock: asdict(Spread.of(ratios(first, second, clock))) for clock in ("cpu", "wall")},
         "sides": {side: side_summary(case, size, machine, taken) for side, taken in turns.items()},
         "parts": {side: profile(taken) for side, taken in parts.items()},

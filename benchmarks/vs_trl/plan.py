@@ -6,7 +6,7 @@ from typing import Literal, get_args
 
 from benchmarks.vs_trl.case import ALGORITHMS, ONLINE, Case, published
 
-STEPS, STEPS_OF_DAR, STEPS_OF_A_SWEEP = 4, 8, 2  # DAR's ratio is near 1, so that more of them are needed to tell
+STEPS, STEPS_OF_DAR, STEPS_OF_A_SWEEP = 4, 16, 2  # DAR's ratio is near 1: it takes more of them to tell
 Axis = Literal["k", "length", "batch", "size"]
 AXES: tuple[Axis, ...] = get_args(Axis)
 
