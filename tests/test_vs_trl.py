@@ -1,23 +1,21 @@
-"""The benchmark beside TRL, as far as it needs no TRL: turns, floors, summaries, refusals, tables."""
+"""The benchmark beside TRL, as far as it needs no TRL: turns, floors, summaries, refusals."""
 
-import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from benchmarks.vs_trl import command, ours, report
+from benchmarks.vs_trl import ours
 from benchmarks.vs_trl.agreement import Disagreement, Rollout, distances, replay, require_agreement
-from benchmarks.vs_trl.case import Case, along, everything, published, swept
+from benchmarks.vs_trl.case import Case
 from benchmarks.vs_trl.floor import Machine, Size, floor_seconds, size_of
-from benchmarks.vs_trl.summary import Turn, ratios, slope, tokens_per_second
+from benchmarks.vs_trl.summary import Turn, median_between, ratios, slope, tokens_per_second
 from benchmarks.vs_trl.turns import EndOfTurn, Relay
 from benchmarks.vs_trl.world import World, make_tokenizer, make_world, model_folder, rule, windows
 from lit_align.types import Prompt, UserError
@@ -110,6 +108,12 @@ def test_a_ratio_is_per_token_of_each_side() -> None:
     assert ratios([slow], [fast], "wall") == [2.0]
     assert ratios([slow], [fast], "cpu") == [1.5]
     assert tokens_per_second([slow, fast, fast]) == 100
+
+
+@pytest.mark.parametrize(("n", "rank"), [(6, 1), (8, 1), (9, 2), (16, 4), (17, 5), (30, 10)])
+def test_the_median_is_where_tables_of_the_sign_test_say(n: int, rank: int) -> None:
+    values = [float((7 * i) % 31) for i in range(n)]
+    assert median_between(values) == (sorted(values)[rank - 1], sorted(values)[-rank])
 
 
 def test_the_slope_of_a_power_law_is_its_exponent() -> None:
@@ -215,94 +219,6 @@ def test_forced_lengths_are_those_of_the_case(world: tuple[Case, World], tmp_pat
         ours.fit(module, data, tmp_path / str(forced), 1, [ours.Hand(lambda *tokens: bool(seen.append(tokens)))])
     assert seen[0][1] < seen[1][1] == 4 * 4 * 24
     assert seen[0][0] == seen[1][0] == sum(map(len, made.prompts))
-
-
-# Cases and tables
-
-
-def test_a_sweep_moves_one_axis() -> None:
-    case = published("rloo", "5m", 1)
-    for axis in ("k", "length", "batch", "size"):
-        found = swept(axis, case)
-        places = [along(axis, one, {"1m": 1, "5m": 5, "12m": 12, "25m": 25}[one.model]) for one in found]
-        assert places == sorted(set(places))
-        assert all(one.forced for one in found)
-    assert not any(one.forced for one in swept("batch", published("sft", "5m", 1))), "fixed data have their lengths"
-
-
-def test_cases_have_names_of_their_own_and_survive_the_way_to_another_process() -> None:
-    found = list(everything())
-    assert len({case.name for case in found}) == len(found)
-    assert [Case.from_json(case.to_json()) for case in found] == found
-
-
-def line(name: str, median: float, **options: Any) -> dict[str, Any]:
-    spread = {"median": median, "low": median - 0.1, "high": median + 0.2}
-    side = {"cpu": 4.0, "wall": 4.0, "tokens": 100, "tokens_per_second": 50.0, "floors": 2.0}
-    result = {"name": name, "date": "2026-01-02T10:00", "ratio": {"cpu": spread, "wall": spread}, "n": 6, "load": 0.5}
-    result |= {"weights": "abc", "case": {"prompts": 2, "k": 2}}
-    result |= {"sides": {"trl": side, "ours": side | {"cpu": 2.0}}, "memory": {"trl": 100.0}, "machine": {"flops": 9e10, "bytes": 3e10}}
-    return result | options
-
-
-def test_a_row_of_the_table_has_both_sides() -> None:
-    assert report.row(line("x", 2.0)) == [
-        "x",
-        *["2.00 (1.90-2.20)"] * 2,
-        "6",
-        "25 / 25",
-        "4.00 / 2.00",
-        "50 / 50",
-        "2.0 / 2.0",
-        "100 / ?",
-        "0.5",
-    ]
-
-
-def test_what_is_missing_says_why() -> None:
-    assert report.row({"name": "x", "missing": "no time"})[:2] == ["x", "missing: no time"]
-
-
-def test_the_page_takes_the_last_result_of_each_case(tmp_path: Path) -> None:
-    file, page = tmp_path / "results.jsonl", tmp_path / "page.md"
-    file.write_text("".join(json.dumps(result) + "\n" for result in (line("x", 2.0), line("y", 3.0), line("x", 5.0))))
-    page.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
-    report.write_page(page, report.latest(file))
-    text = page.read_text()
-    assert text.startswith("before\n")
-    assert text.endswith("\nafter\n")
-    assert "old" not in text
-    assert text.index("| x | 5.00") < text.index("| y | 3.00")
-    assert "2.00" not in text.replace("4.00 / 2.00", "")
-    report.write_page(page, report.latest(file))
-    assert page.read_text() == text
-    bars = report.picture(report.latest(file))
-    assert bars.height > report.picture(report.latest(file)[:1]).height
-
-
-def test_a_case_that_disagrees_is_kept_as_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*arguments: Any) -> None:
-        raise Disagreement("No ratio: ...")
-
-    monkeypatch.setattr(command, "RESULTS", tmp_path / "runs" / "results.jsonl")
-    monkeypatch.setitem(__import__("sys").modules, "benchmarks.vs_trl.measure", type("Module", (), {"measure": staticmethod(refuse)}))
-    case = published("rloo", "5m", 1)
-    result = command.measured(case, TEXTS, command.parse(["--quick"]))
-    assert result["missing"] == "No ratio: ..."
-    assert report.latest(tmp_path / "runs" / "results.jsonl") == [result]
-    assert result["case"] == asdict(case)
-
-
-def test_quick_is_short_and_changes_reach_the_case() -> None:
-    options = command.parse(["--quick", "--algo", "rloo", "--k", "8", "--forced"])
-    assert (options.steps, options.no_memory) == (2, True)
-    assert command.cases(options) == [Case("rloo", "5m", 8, 8, forced=True)]
-
-
-def test_without_trl_it_says_what_to_do(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(command, "find_spec", lambda name: None)
-    assert command.main(["--quick"]) == 1
-    assert "make bench" in capsys.readouterr().err
 
 
 # The guard

@@ -1,1 +1,1 @@
-collect_ignore = ["theirs.py", "measure.py"]  # looked through for doctests they would import TRL, which may be missing
+collect_ignore = ["theirs.py"]  # looked through for doctests it would import TRL, which may be missing

@@ -17,7 +17,7 @@ from benchmarks.vs_trl.summary import Turn
 
 SIDE = 1536  # rows of the matrices that are multiplied, 9 MiB each
 READ_MIB = 256
-FORWARDS = {"online_dpo": 5, "rloo": 5, "grpo": 5, "sft": 3, "dpo": 4}
+FORWARDS = {"online_dpo": 5, "rloo": 5, "grpo": 5, "sft": 3, "dpo": 4, "dar": 5}
 
 
 @dataclass(frozen=True)

@@ -3,69 +3,103 @@
 import math
 import os
 import tempfile
+import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import torch
 
-from benchmarks.vs_trl import floor, memory, ours, theirs
+from benchmarks.vs_trl import floor, memory, ours
 from benchmarks.vs_trl.agreement import check, moved
 from benchmarks.vs_trl.case import Case
 from benchmarks.vs_trl.floor import Machine, Size, floor_seconds
-from benchmarks.vs_trl.summary import Spread, Turn, ratios, tokens_per_second
-from benchmarks.vs_trl.turns import Relay
-from benchmarks.vs_trl.world import make_world, weights_hash
+from benchmarks.vs_trl.parts import Clock, Watch, loop_share, profile
+from benchmarks.vs_trl.plan import Planned
+from benchmarks.vs_trl.results import Result, asked, code_hash
+from benchmarks.vs_trl.summary import Spread, Turn, median_between, ratios, tokens_per_second
+from benchmarks.vs_trl.turns import Loop, Relay
+from benchmarks.vs_trl.world import World, make_world, weights_hash
 
 WARM_UP, STEPS_ALONE = 1, 2  # the first step loads the reference and builds the loops
 
-Result = dict[str, Any]
-"""A line of the file of results."""
 
-
-def measure(case: Case, texts: Sequence[str], steps: int, limit: float, peaks: bool) -> Result:
-    """``steps`` rounds, or as many as begin within ``limit`` seconds; ``peaks`` measures memory too.
+def measure(line: Planned, texts: Sequence[str], limit: float) -> Result:
+    """As many rounds as are planned, or as begin within ``limit`` seconds; each process that measures memory has as long.
 
     Raises:
-        Disagreement: if the two sides don't compute the same.
+        Disagreement: if TRL and lit_align don't compute the same.
+        TimeoutError: if no round ended in time.
     """
-    load, date = os.getloadavg(), datetime.now(UTC)
+    case = line.case
     torch.set_num_threads(case.threads)
-    world, machine = make_world(case, texts), floor.measure(case.threads)
+    world, clocks = make_world(case, texts), dict[str, Clock]()
+    load, date, start = os.getloadavg(), datetime.now(UTC), time.monotonic()
+    machine = floor.measure(case.threads)
     with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder)
-        shifted = theirs.Peer(case, world, root / "check", 1, model=moved(theirs.load(world)))
-        agreement = check(case, world, root / "replay", shifted)
-        del shifted
-        policy, peer = ours.make_policy(case, world), theirs.Peer(case, world, root / "theirs", steps + WARM_UP)
-        size, parameters = floor.size_of(policy.model), sum(p.numel() for p in policy.parameters())
-        module, data = ours.make_module(case, policy), ours.make_data(case, world)
-        relay = Relay(["trl", "ours"], steps, WARM_UP, limit)
-        turns = relay.run(
-            {
-                "trl": peer.run,
-                "ours": lambda end: ours.fit(module, data, root / "ours", steps + WARM_UP, [ours.Hand(end)]),
-            },
-            case.threads,
-        )
+        root, steps = Path(folder), line.steps + WARM_UP
+        agreement, loops = {}, dict[str, Loop]()
+        for side in case.sides:
+            if side == "trl":
+                agreement = agree(case, world, root)
+                loops[side] = peer_loop(case, world, root / side, steps)
+            else:
+                clocks[side] = Clock()
+                own = case if side == "ours" else replace(case, algorithm=side)
+                loops[side] = own_loop(own, world, root / side, steps, clocks[side])
+        relay = Relay(list(case.sides), line.steps, WARM_UP, limit - (time.monotonic() - start))
+        turns = relay.run(loops, case.threads)
     check_lengths(case, turns)
+    model = ours.make_policy(case, world).model
+    size = floor.size_of(model)
+    first, second = (turns[side] for side in case.sides)
+    parts = {side: clock.turns[WARM_UP : WARM_UP + len(first)] for side, clock in clocks.items()}
     return {
         "date": date.isoformat(timespec="minutes"),
         "case": asdict(case),
         "name": case.name,
-        "parameters": parameters,
+        "asked": asked(line),
+        "code": code_hash(),
+        "parameters": model.num_parameters(),
         "weights": weights_hash(world.model),
         "load": load[0],
         "agreement": agreement,
         "machine": asdict(machine),
-        "n": len(turns["ours"]),
-        "ratio": {clock: asdict(Spread.of(ratios(turns["trl"], turns["ours"], clock))) for clock in ("cpu", "wall")},
+        "n": len(first),
+        "between": median_between(ratios(first, second, "cpu")),
+        "ratio": {clock: asdict(Spread.of(ratios(first, second, clock))) for clock in ("cpu", "wall")},
         "sides": {side: side_summary(case, size, machine, taken) for side, taken in turns.items()},
-        "memory": memory.peaks(case) if peaks else {},
+        "parts": {side: profile(taken) for side, taken in parts.items()},
+        "loop": {side: asdict(loop_share(taken)) for side, taken in parts.items()},
+        "memory": memory.peaks(case, limit) if line.memory else {},
     }
+
+
+def agree(case: Case, world: World, root: Path) -> dict[str, float]:
+    """Distances between what the two sides compute.
+
+    Raises:
+        Disagreement: if they are too large.
+    """
+    from benchmarks.vs_trl import theirs
+
+    return check(case, world, root / "replay", theirs.Peer(case, world, root / "check", 1, model=moved(theirs.load(world))))
+
+
+def peer_loop(case: Case, world: World, root: Path, steps: int) -> Loop:
+    """TRL's."""
+    from benchmarks.vs_trl import theirs
+
+    return theirs.Peer(case, world, root, steps).run
+
+
+def own_loop(case: Case, world: World, root: Path, steps: int, clock: Clock) -> Loop:
+    """lit_align's, with a clock around its parts."""
+    module, data = ours.make_module(case, ours.make_policy(case, world)), ours.make_data(case, world)
+    watch = Watch(clock, module, data)
+    return lambda end: ours.fit(module, data, root, steps, [watch, ours.Hand(clock.around(end))])
 
 
 def side_summary(case: Case, size: Size, machine: Machine, turns: Sequence[Turn]) -> dict[str, float]:
@@ -81,7 +115,7 @@ def side_summary(case: Case, size: Size, machine: Machine, turns: Sequence[Turn]
 
 def check_lengths(case: Case, turns: dict[str, list[Turn]]) -> None:
     """Where lengths are forced, they must have been; there must be turns at all."""
-    if not turns["ours"]:
+    if not all(turns.values()):
         raise TimeoutError("no round ended in time")
     if case.forced and case.online:
         wanted = case.prompts * case.k * case.response_tokens
@@ -94,6 +128,8 @@ def alone(case: Case, texts: Sequence[str], side: str) -> float:
     world, relay = make_world(case, texts), Relay([side], STEPS_ALONE, 0, math.inf)
     with tempfile.TemporaryDirectory() as folder:
         if side == "trl":
+            from benchmarks.vs_trl import theirs
+
             model, before = theirs.load(world), memory.set_back()
             peer = theirs.Peer(case, world, Path(folder), STEPS_ALONE, model)
             relay.run({side: peer.run}, case.threads)

@@ -13,13 +13,17 @@ from benchmarks.vs_trl.case import Case
 STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
-def peaks(case: Case) -> dict[str, float]:
-    """MiB by side; a side whose process failed is missing, and so are both where the kernel can't say."""
+def peaks(case: Case, limit: float) -> dict[str, float]:
+    """MiB by side; a side whose process failed or took more than ``limit`` seconds is missing, and so are both where the kernel can't
+    say."""
     found = {}
-    for side in ("trl", "ours") if RESET.exists() else ():
+    for side in case.sides if RESET.exists() else ():
         command = [sys.executable, "-m", "benchmarks.vs_trl", "--peak", side, case.to_json()]
-        said = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
-        if said.returncode == 0:
+        try:
+            said = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, timeout=limit)
+        except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+            print(f"No peak memory of {side}: {type(error).__name__}.", file=sys.stderr)
+        else:
             found[side] = float(said.stdout.split()[-1])
     return found
 

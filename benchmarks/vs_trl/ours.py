@@ -11,7 +11,7 @@ from benchmarks.runs import BARE
 from benchmarks.vs_trl.case import BETA, CLIP, LEARNING_RATE, Case
 from benchmarks.vs_trl.turns import EndOfTurn
 from benchmarks.vs_trl.world import World, rule
-from lit_align.algorithms import DPO, GRPO, RLOO, SFT, AlignmentModule
+from lit_align.algorithms import DAR, DPO, GRPO, RLOO, SFT, AlignmentModule
 from lit_align.annotators import FunctionAnnotator
 from lit_align.data import DemonstrationDataModule, ListPrompts, OnlineDataModule, PreferenceDataModule
 from lit_align.data.base import AlignmentDataModule
@@ -65,7 +65,7 @@ def make_policy(case: Case, world: World) -> CausalPolicy:
 
 
 def make_module(case: Case, policy: CausalPolicy, lr: float = LEARNING_RATE) -> AlignmentModule:
-    """The algorithm; `theirs` has the same numbers."""
+    """The algorithm; `theirs` has the same numbers. DAR has its defaults; as RLOO's, its reference is a frozen copy of the policy."""
 
     def optimizer(parameters: Any) -> torch.optim.Optimizer:
         return torch.optim.AdamW(parameters, lr=lr, weight_decay=0.0, fused=True)
@@ -79,6 +79,8 @@ def make_module(case: Case, policy: CausalPolicy, lr: float = LEARNING_RATE) -> 
             return GRPO(policy, beta=BETA["grpo"], optimizer=optimizer)
         case "dpo" | "online_dpo":
             return DPO(policy, beta=BETA[case.algorithm], optimizer=optimizer)
+        case "dar":
+            return DAR(policy, optimizer=optimizer)
 
 
 def make_data(case: Case, world: World, sampler: Sampler | None = None) -> AlignmentDataModule:

@@ -1,91 +1,97 @@
-"""Tables and a picture of the file of results, for docs/performance.md."""
+"""Tables of results, for docs/performance.md and for the terminal."""
 
-import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
-from typing import Any
-
-from PIL import Image, ImageDraw
 
 from benchmarks.runs import markdown
-from benchmarks.vs_trl.summary import Spread
+from benchmarks.vs_trl import rows, targets
+from benchmarks.vs_trl.case import Case
+from benchmarks.vs_trl.picture import picture
+from benchmarks.vs_trl.plan import AXES, along, swept
+from benchmarks.vs_trl.results import Result
+from benchmarks.vs_trl.summary import slope
 
-HEADER = [
-    "",
-    "TRL / lit_align, CPU per token",
-    "by the clock",
-    "n",
-    "tokens a response",
-    "s a step",
-    "tokens a second",
-    "times the floor",
-    "peak MiB",
-    "load",
-]
-MACHINE = ["", "GEMM, GFLOP/s", "reads, GB/s", "weights"]
+Results = Mapping[str, Result]
+"""By the name of the case, in the order of the page."""
+
 BEGIN, END = "<!-- table: python -m benchmarks.vs_trl --page -->", "<!-- end of table -->"
-WIDTH, LINE, LEFT, EDGE = 900, 26, 330, 30  # pixels: of the picture, of a line, of the names, around it
-BAR, RANGE = (150, 180, 220), (60, 60, 60)
 
 
-def latest(file: Path) -> list[dict[str, Any]]:
-    """The last line of each case, in the order in which cases were first measured."""
-    lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []
-    return list({line["name"]: line for line in lines}.values())
+def text(results: Results, base: Case) -> str:
+    """All tables that have a line; sweeps are those that begin from ``base``."""
+    parts = (lines(results), worst(results), dar(results), aims(results), profiles(results), sweeps(results, base), machines(results))
+    return "\n\n".join(part for part in parts if part)
 
 
-def table(results: Sequence[Mapping[str, Any]]) -> str:
-    """A line per case; two numbers in a cell are TRL's and lit_align's."""
-    return markdown(HEADER, [row(result) for result in results])
+def lines(results: Results) -> str:
+    """A line per case beside TRL; two numbers in a cell are TRL's and lit_align's. A case that could not be measured says why."""
+    return table(rows.HEADER, (rows.line(result) for result in results.values() if not rows.is_dar(result)))
 
 
-def row(result: Mapping[str, Any]) -> list[str]:
-    """A case that could not be measured says why."""
-    if "missing" in result:
-        return [result["name"], f"missing: {result['missing']}", *[""] * (len(HEADER) - 2)]
-    sides = [result["sides"][side] for side in ("trl", "ours")]
-    peaks = [f"{result['memory'][side]:.0f}" if side in result["memory"] else "?" for side in ("trl", "ours")]
-    ratio = {clock: Spread(**spread).text() for clock, spread in result["ratio"].items()}
-    responses = result["case"]["prompts"] * result["case"]["k"]
-    lengths = " / ".join(f"{side['tokens'] / responses:.0f}" for side in sides)
-    numbers = ("cpu", ".2f"), ("tokens_per_second", ".0f"), ("floors", ".1f")
-    cells = [lengths, *(" / ".join(f"{side[name]:{form}}" for side in sides) for name, form in numbers)]
-    return [result["name"], ratio["cpu"], ratio["wall"], str(result["n"]), *cells, " / ".join(peaks), f"{result['load']:.1f}"]
+def dar(results: Results) -> str:
+    """DAR beside RLOO."""
+    return table(rows.DAR, (rows.dar_line(result) for result in results.values() if rows.is_dar(result)))
 
 
-def machines(results: Sequence[Mapping[str, Any]]) -> str:
-    """What the floor was computed from, and which weights these were."""
-    rows = [
-        [result["name"], f"{result['machine']['flops'] / 1e9:.0f}", f"{result['machine']['bytes'] / 1e9:.0f}", f"`{result['weights']}`"]
-        for result in results
-        if "missing" not in result
-    ]
-    return markdown(MACHINE, rows)
+def worst(results: Results) -> str:
+    """The smallest ratio of all lines."""
+    found = [result for result in _measured(results).values() if not rows.is_dar(result)]
+    if not found:
+        return ""
+    least = min(found, key=lambda result: result["ratio"]["cpu"]["median"])
+    return f"Worst ratio of all lines above ({len(found)}): {rows.spread(least, 'cpu')}, {least['name']}."
 
 
-def picture(results: Sequence[Mapping[str, Any]]) -> Image.Image:
-    """A bar per case: the median ratio of processor time per token, its range a line, and a line at 1."""
-    found = [result for result in results if "missing" not in result]
-    top = max((result["ratio"]["cpu"]["high"] for result in found), default=1.0)
-    unit = (WIDTH - LEFT - 2 * EDGE) / max(top, 1.0)
-    image = Image.new("RGB", (WIDTH, 2 * EDGE + LINE * len(found)), "white")
-    draw = ImageDraw.Draw(image)
-    for i, result in enumerate(found):
-        y, spread = EDGE + i * LINE, Spread(**result["ratio"]["cpu"])
-        draw.text((8, y + 5), result["name"], fill="black")
-        draw.rectangle((LEFT, y + 3, LEFT + spread.median * unit, y + LINE - 5), fill=BAR)
-        draw.line((LEFT + spread.low * unit, y + LINE // 2, LEFT + spread.high * unit, y + LINE // 2), fill=RANGE, width=2)
-        draw.text((LEFT + spread.high * unit + 6, y + 5), f"{spread.median:.2f}", fill="black")
-    draw.line((LEFT + unit, EDGE - 6, LEFT + unit, EDGE + LINE * len(found)), fill=RANGE)
-    draw.text((LEFT, 8), "processor time per response token, TRL / lit_align: median and range; the line is 1", fill="black")
-    return image
+def aims(results: Results) -> str:
+    """What was wanted of every line that there is a target for, if any of them was measured."""
+    there = _measured(results)
+    found = (rows.aims_line(there.get(case.name), case.name, wanted) for case, wanted in targets.LINES.items())
+    return table(rows.TARGETS, found) if any(case.name in there for case in targets.LINES) else ""
 
 
-def write_page(page: Path, results: Sequence[Mapping[str, Any]]) -> None:
-    """Put table and picture of ``results`` into the page, between its two markers."""
-    dates = sorted({result["date"][:10] for result in results})
+def profiles(results: Results) -> str:
+    """Where lit_align's time goes in the lines with a target; of DAR and of RLOO in DAR's."""
+    wanted = {case.name for case in targets.LINES}
+    found = [result for result in _measured(results).values() if result["name"] in wanted or rows.is_dar(result)]
+    return table(rows.PROFILE, (rows.profile_line(result, side) for result in found for side in result.get("parts", {})))
+
+
+def sweeps(results: Results, base: Case) -> str:
+    """The exponent of each side along every axis that has two points or more."""
+    there = _measured(results)
+    made = []
+    for axis in AXES:
+        found = [(case, there[case.name]) for case in swept(axis, base) if case.name in there]
+        if len(found) > 1:
+            x = [along(axis, case, result["parameters"]) for case, result in found]
+            exponents = [f"{slope(x, [result['sides'][side]['cpu'] for _, result in found]):.2f}" for side in base.sides]
+            at = ", ".join(case.model if axis == "size" else f"{value:g}" for (case, _), value in zip(found, x, strict=True))
+            made.append([axis, found[0][0].algorithm, at, *exponents, ", ".join(f"{r['ratio']['cpu']['median']:.2f}" for _, r in found)])
+    return table(rows.SWEEPS, made)
+
+
+def machines(results: Results) -> str:
+    """What floors were computed from, which weights and which code these were: what all lines of a model had."""
+    found = sorted(_measured(results).values(), key=rows.machine)
+    return table(rows.MACHINE, ([*key, *rows.machine_cells(list(group))] for key, group in groupby(found, key=rows.machine)))
+
+
+def table(header: Sequence[str], cells: Iterable[Sequence[str]]) -> str:
+    """Nothing where there is no row."""
+    found = list(cells)
+    return markdown(header, found) if found else ""
+
+
+def _measured(results: Results) -> Results:
+    return {name: result for name, result in results.items() if "missing" not in result}
+
+
+def write_page(page: Path, results: Results, base: Case) -> None:
+    """Put tables and picture of ``results`` into the page, between its two markers."""
+    dates = sorted({result["date"][:10] for result in results.values()})
     picture(results).save(page.with_suffix(".png"), optimize=True)
-    made = f"{BEGIN}\nMeasured {' to '.join(dict.fromkeys((dates[0], dates[-1])))}.\n\n{table(results)}\n\n{machines(results)}\n{END}"
-    text = page.read_text(encoding="utf-8")
-    page.write_text(re.sub(f"{re.escape(BEGIN)}.*?{re.escape(END)}", lambda _: made, text, flags=re.DOTALL), encoding="utf-8")
+    made = f"{BEGIN}\nMeasured {' to '.join(dict.fromkeys((dates[0], dates[-1])))}.\n\n{text(results, base)}\n{END}"
+    before = page.read_text(encoding="utf-8")
+    page.write_text(re.sub(f"{re.escape(BEGIN)}.*?{re.escape(END)}", lambda _: made, before, flags=re.DOTALL), encoding="utf-8")

@@ -42,6 +42,22 @@ class Spread:
         return f"{self.median:.{digits}f} ({self.low:.{digits}f}-{self.high:.{digits}f})"
 
 
+def median_between(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float] | None:
+    """Two of ``values`` between which the median of their distribution lies with at least this probability, whatever the distribution.
+
+    The j-th smallest of n is above the median only if fewer than j values are below it, which is as likely as fewer than j heads in n
+    throws of a coin. None where even the smallest and the largest are too near for that: of fewer than 6 values.
+
+    >>> median_between(range(1, 17))
+    (4, 13)
+    >>> median_between(range(5))
+    """
+    ordered, n = sorted(values), len(values)
+    outside = [2 * sum(math.comb(n, i) for i in range(j)) / 2**n for j in range(1, n // 2 + 1)]  # if the j-th from each end are taken
+    narrow = [j for j, probability in enumerate(outside, 1) if probability <= 1 - confidence]
+    return (ordered[narrow[-1] - 1], ordered[-narrow[-1]]) if narrow else None
+
+
 def ratios(theirs: Sequence[Turn], ours: Sequence[Turn], clock: str) -> list[float]:
     """How many times longer theirs take for a response token, turn by turn, by the ``clock`` ``wall`` or ``cpu``.
 

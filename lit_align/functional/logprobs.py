@@ -1,7 +1,13 @@
 """Log-probabilities of tokens and of whole responses, in nats and in at least float32 whatever the model computes in."""
 
+from collections.abc import Iterator
+from typing import Any, final
+
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+CHUNK, FEWEST = 1 << 20, 64  # logits at a time, which a cache holds, but at least so many rows
 
 
 def full_precision(x: Tensor) -> Tensor:
@@ -53,8 +59,44 @@ def token_logps(logits: Tensor, tokens: Tensor, temperature: float = 1.0) -> Ten
             f"There must be one row of logits for every token: logits [..., V] are {tuple(logits.shape)}, tokens [...] are "
             f"{tuple(tokens.shape)}. Drop the last row of logits and the first token of the sequence before the call."
         )
-    # Not gather - logsumexp: the difference of two large numbers would lose what all logits have in common.
-    return vocabulary_logps(logits, temperature).gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+    if not temperature > 0:
+        raise ValueError(f"temperature must be positive, got {temperature}.")
+    said: Any = _TokenLogps.apply(logits.flatten(0, -2), tokens.flatten(), temperature)
+    return said.view(tokens.shape)
+
+
+@final
+class _TokenLogps(torch.autograd.Function):
+    """Some rows at a time, and again for the gradient: beside it, and the logits, there is never anything of their size."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, tokens: Tensor, temperature: float) -> Tensor:
+        """Logits ``[M, V]`` and tokens ``[M]`` to nats ``[M]``."""
+        ctx.save_for_backward(logits, tokens)
+        ctx.temperature = temperature
+        # Not gather - logsumexp: the difference of two large numbers would lose what all logits have in common.
+        said = [_gathered(vocabulary_logps(logits[some], temperature), tokens[some]) for some in _parts(logits)]
+        return torch.cat(said) if said else full_precision(logits.new_empty(0))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Of row t: (1 at the token, less the probabilities) / temperature."""
+        logits, tokens = ctx.saved_tensors
+        scales, found = (gradients[0] / ctx.temperature).unsqueeze(-1), torch.empty_like(logits)
+        for some in _parts(logits):
+            probabilities = vocabulary_logps(logits[some], ctx.temperature).exp_()
+            found[some] = probabilities.mul_(-scales[some]).scatter_add_(-1, tokens[some].unsqueeze(-1), scales[some])
+        return found, None, None
+
+
+def _gathered(table: Tensor, tokens: Tensor) -> Tensor:
+    return table.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+
+
+def _parts(logits: Tensor) -> Iterator[slice]:
+    step = max(CHUNK // logits.shape[-1], FEWEST)
+    return (slice(start, start + step) for start in range(0, len(logits), step))
 
 
 def response_logps(token_logps: Tensor, mask: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from lit_align.functional.logprobs import token_logps
 from lit_align.generation.noise import gumbel, row_keys
 from lit_align.generation.stopping import StopStrings, checked_stop
 from lit_align.types import EncodedPrompt, Policy, Rollouts, Sampler, Stream
@@ -50,7 +51,7 @@ class CacheSampler(Sampler):
             perturbed = logits if self.greedy else logits + gumbel(keys[rows], step, logits.shape[-1])
             drawn = perturbed.argmax(-1)
             tokens[rows, step], mask[rows, step] = drawn, True
-            logps[rows, step] = logits.gather(-1, drawn.unsqueeze(-1)).squeeze(-1) - logits.logsumexp(-1)
+            logps[rows, step] = token_logps(logits, drawn)
             ended = torch.isin(drawn, ends) | stops.ended(rows, drawn)
             finished[rows[ended]] = True
             if step + 1 == self.max_new_tokens or ended.all():

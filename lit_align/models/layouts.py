@@ -1,9 +1,8 @@
-"""How the responses of a batch become the rows of a forward: every layout is a pure plan, and a cost model picks one.
+"""How the responses of a batch become the rows of a forward: every layout is a pure plan.
 
 ``N`` rows of ``S`` slots; ``M`` response tokens, in the order of the response mask.
 """
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import final
 
@@ -53,14 +52,15 @@ class Texts:
 class Plan:
     """The rows of one forward, and where in them each response token is predicted.
 
-    Without ``positions`` a row is read from 0 on, without ``mask`` it is padded at its end only. ``branches`` are 0 in a prompt, k + 1 in
-    a response and -1 in padding: a token sees its prompt and its own branch. Before row n stands row ``owners[n]`` of the ``prefix``.
+    Without ``positions`` a row is read from 0 on, without ``mask`` it is padded at its end only. Of a tree a token sees the prompt, which
+    is branch 0, and its own branch; padding is of tree -1. Before row n stands row ``owners[n]`` of the ``prefix``.
     """
 
     tokens: Tensor  # [N, S]
     predicting: Tensor  # [M] slots of all rows, counted row by row; of a prefix, of which no logits are wanted, any
     positions: Tensor | None = None  # [N, S]
     mask: Tensor | None = None  # bool, [N, S] or, with the prefix's, [N, S' + S]
+    trees: Tensor | None = None  # [N, S]
     branches: Tensor | None = None  # [N, S]
     prefix: "Plan | None" = None
     owners: Tensor | None = None  # [N]
@@ -78,13 +78,13 @@ def rows_plan(texts: Texts) -> Plan:
     place = torch.minimum(torch.arange(width, device=row.device), length[:, None] - 1)
     return Plan(
         tokens=joint.gather(1, texts.prompt_tokens.shape[1] - prompt[:, None] + place),
-        predicting=_grid(len(row), width, spoken, prompt - 1)[spoken],
+        predicting=places(torch.arange(len(row), device=row.device) * width + prompt - 1, spoken)[spoken],
     )
 
 
 def prefix_plan(texts: Texts) -> Plan:
     """Every prompt once but for its last token, with a cache; then one row per response, which begins with that token."""
-    asked, row, column = _present(texts)
+    asked, row, column = present(texts)
     length = int(texts.prompt_mask[asked].sum(-1).max())
     before = slice(texts.prompt_tokens.shape[1] - length, -1)
     mask = texts.prompt_mask[asked, before]
@@ -97,7 +97,7 @@ def prefix_plan(texts: Texts) -> Plan:
     seen = texts.prompt_mask[row].sum(-1, keepdim=True) - 1
     return Plan(
         tokens=tokens,
-        predicting=_grid(len(row), width, spoken, torch.zeros_like(row))[spoken],
+        predicting=places(torch.arange(len(row), device=row.device) * width, spoken)[spoken],
         positions=seen + torch.arange(width, device=row.device),
         mask=torch.cat([mask[owners], spoken], 1),
         prefix=first,
@@ -105,75 +105,13 @@ def prefix_plan(texts: Texts) -> Plan:
     )
 
 
-def tree_plan(texts: Texts) -> Plan:
-    """One row per prompt: the prompt once, then each response but for its last token, then padding up to the longest row."""
-    asked = texts.response_mask.any(-1).any(-1).nonzero().squeeze(-1)
-    prompt_mask, spoken = texts.prompt_mask[asked], texts.response_mask[asked]
-    prompt = prompt_mask.sum(-1)  # [N]
-    slots = (spoken.sum(-1) - 1).clamp(min=0)  # [N, K]
-    start = prompt[:, None] + slots.cumsum(1) - slots
-    width = int((prompt + slots.sum(1)).max())
-    tokens, positions, branches = (prompt.new_full((len(asked), width), value) for value in (0, 0, -1))
-    place = _grid(len(asked), width, prompt_mask, prompt - prompt_mask.shape[1])[prompt_mask]
-    tokens.view(-1)[place] = texts.prompt_tokens[asked][prompt_mask]
-    positions.view(-1)[place] = positions_of(prompt_mask)[prompt_mask]
-    branches.view(-1)[place] = 0
-    inner = torch.arange(spoken.shape[-1], device=prompt.device) < slots[..., None]  # [N, K, T]
-    n, k, t = inner.nonzero(as_tuple=True)
-    place = n * width + start[n, k] + t
-    tokens.view(-1)[place] = texts.response_tokens[asked][inner]
-    positions.view(-1)[place] = prompt[n] + t
-    branches.view(-1)[place] = k + 1
-    n, k, t = spoken.nonzero(as_tuple=True)
-    return Plan(
-        tokens=tokens,
-        predicting=n * width + torch.where(t == 0, prompt[n], start[n, k] + t) - 1,
-        positions=positions,
-        branches=branches,
-    )
-
-
-LAYOUTS: dict[str, Callable[[Texts], Plan]] = {"rows": rows_plan, "prefix": prefix_plan, "tree": tree_plan}
-"""From the one that no model mistakes to the one that asks most of it."""
-
-
-def cheapest(texts: Texts, allowed: Sequence[str], hidden_size: int) -> str:
-    """The name of the layout that costs least, the first of equals; a function of lengths and width alone, never of time or memory.
-
-    A slot costs the 12 H^2 multiplications of a transformer layer of width H, a pair of tokens that may attend 2 H, so one slot is worth
-    6 H pairs. Padding is counted as what it costs.
-    """
-    lengths = texts.lengths
-    if max(len(group) for _, group in lengths) == 1:
-        return "rows"
-    allowed = [name for name in allowed if name in LAYOUTS and (name != "prefix" or max(p for p, _ in lengths) > 1)]
-    return min(allowed, key=lambda name: _cost(name, lengths, hidden_size))
-
-
-def _cost(name: str, lengths: list[tuple[int, list[int]]], hidden_size: int) -> float:
-    """In slots."""
-    prompts = [prompt for prompt, _ in lengths]
-    responses = [r for _, group in lengths for r in group]
-    if name == "rows":
-        width = max(prompt + max(group) for prompt, group in lengths) - 1
-        blocks = [(len(responses), width, width)]
-    elif name == "prefix":
-        before, width = max(prompts) - 1, max(responses)
-        blocks = [(len(prompts), before, before), (len(responses), width, before + width)]
-    else:
-        width = max(prompt + sum(group) - len(group) for prompt, group in lengths)
-        blocks = [(len(prompts), width, width)]
-    return sum(n * queries * (1 + keys / (6 * hidden_size)) for n, queries, keys in blocks)
-
-
-def _present(texts: Texts) -> tuple[Tensor, Tensor, Tensor]:
+def present(texts: Texts) -> tuple[Tensor, Tensor, Tensor]:
     """Prompts that have a response ``[N']``, and row and column of every response ``[N]``."""
     present = texts.response_mask.any(-1)
     row, column = present.nonzero(as_tuple=True)
     return present.any(-1).nonzero().squeeze(-1), row, column
 
 
-def _grid(rows: int, width: int, like: Tensor, offset: Tensor) -> Tensor:
-    """Slot ``offset[n] + t`` of row n, counted over rows of ``width``, ``[N, T]``."""
-    start = torch.arange(rows, device=like.device) * width + offset
-    return start[:, None] + torch.arange(like.shape[-1], device=like.device)
+def places(first: Tensor, like: Tensor) -> Tensor:
+    """Slots ``first[n] + t``, counted row by row, ``[N]`` and ``[N, T]`` to ``[N, T]``."""
+    return first[:, None] + torch.arange(like.shape[-1], device=like.device)

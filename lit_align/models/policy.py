@@ -13,7 +13,7 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import revert_weight_conversion
 
 from lit_align.functional.entropy import token_entropy
-from lit_align.functional.logprobs import vocabulary_logps
+from lit_align.functional.logprobs import token_logps, vocabulary_logps
 from lit_align.models.chat import check_options, render
 from lit_align.models.decoding import CACHES, RowCache, chosen_way
 from lit_align.models.faster import faster_way, standing_way
@@ -113,10 +113,9 @@ class CausalPolicy(Policy):
         texts = Texts.of(batch)
 
         def say(logits: Tensor, tokens: Tensor) -> list[Tensor]:
-            table = vocabulary_logps(logits, self.temperature)
-            found = [table.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)]
+            found = [token_logps(logits, tokens, self.temperature)]
             found += [token_entropy(logits, self.temperature)] if entropy else []
-            return found + ([table] if vocabulary else [])
+            return found + ([vocabulary_logps(logits, self.temperature)] if vocabulary else [])
 
         said, hidden = self._reader.read(texts, say, self.layouts or UNPROBED)
         said = [texts.placed(values) for values in said]

@@ -21,7 +21,7 @@ from lit_align.models.sharding import is_sharded
 from lit_align.models.windows import CUT, small_copy, window_to_cross
 from lit_align.types import UserError
 
-LENGTHS = ((7, (6, 2)), (4, (1, 8)))  # of prompts and their responses, as far as the context goes
+LENGTHS = ((7, (6, 2)), (4, (1, 8)), (2, (1, 0)))  # of prompts and their responses; two trees of a row, as far as the context goes
 
 
 @final
@@ -167,12 +167,12 @@ def _trained(model: Any) -> Iterator[None]:
 def _texts(model: Any, device: torch.device, context_length: int | None, window: int) -> Texts:
     """Random tokens, the same in every process, that cross the window."""
     context = context_length or 64 + 2 * window
-    prompts = [min(length + window // 2, context // 2) for length, _ in LENGTHS]
+    prompts = [min(length + window // 2 * (length > 2), context // 2) for length, _ in LENGTHS]
     responses = [[min(r + window * (r > 2), context - context // 2) for r in group] for _, group in LENGTHS]
     width, length = max(prompts), max(max(group) for group in responses)
     generator = torch.Generator().manual_seed(0)
     vocabulary = model.config.get_text_config().vocab_size
-    tokens = torch.randint(vocabulary, (2, 3, max(width, length)), generator=generator)
+    tokens = torch.randint(vocabulary, (len(LENGTHS), 3, max(width, length)), generator=generator)
     texts = (
         tokens[:, 0, :width],
         torch.arange(width) >= width - torch.tensor(prompts)[:, None],

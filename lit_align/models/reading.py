@@ -2,17 +2,63 @@
 
 import inspect
 from collections.abc import Sequence
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
 from torch import Tensor
 from transformers import DynamicCache
 
 from lit_align.models.head import CHUNK_ABOVE, Say, in_chunks, picking
-from lit_align.models.layouts import LAYOUTS, Plan, Texts, cheapest
-from lit_align.models.masks import tree_mask
+from lit_align.models.layouts import Plan, Texts, prefix_plan, rows_plan
+from lit_align.models.trees import Lengths, packed, rooms, tree_mask, tree_plan
 
+LAYOUTS = ("rows", "prefix", "tree")  # from the one that no model mistakes to the one that asks most of it
 PICKED, CHUNKED = "picked head", "chunked head"
 UNPROBED = ("rows", PICKED)  # what is taken where nothing was tried
+
+
+@final
+class Layout(NamedTuple):
+    """One of `LAYOUTS`; a tree's rows have at most so much ``room`` in slots."""
+
+    name: str
+    room: int = 0
+
+    def plan(self, texts: Texts) -> Plan:
+        """The rows of a forward."""
+        match self.name:
+            case "rows":
+                return rows_plan(texts)
+            case "prefix":
+                return prefix_plan(texts)
+            case _:
+                return tree_plan(texts, self.room)
+
+    def cost(self, lengths: Lengths, hidden_size: int) -> float:
+        """In slots. A slot costs the 12 H^2 multiplications of a transformer layer of width H, a pair of tokens that may attend 2 H, so one
+        slot is worth 6 H pairs. Padding is counted as what it costs."""
+        responses = [r for _, group in lengths for r in group]
+        longest = max(prompt for prompt, _ in lengths)
+        match self.name:
+            case "rows":
+                width = max(prompt + max(group) for prompt, group in lengths) - 1
+                blocks = [(len(responses), width, width)]
+            case "prefix":
+                before, width = longest - 1, max(responses)
+                blocks = [(len(lengths), before, before), (len(responses), width, before + width)]
+            case _:
+                packing = packed(lengths, self.room)
+                blocks = [(packing.rows, packing.width, packing.width)]
+        return sum(rows * queries * (1 + keys / (6 * hidden_size)) for rows, queries, keys in blocks)
+
+
+def cheapest(lengths: Lengths, allowed: Sequence[str], hidden_size: int) -> Layout:
+    """The layout that costs least, the first of equals; a function of lengths and width alone, never of time or memory."""
+    layouts = [Layout("rows")] if "rows" in allowed else []
+    if "prefix" in allowed and max(len(group) for _, group in lengths) > 1 and max(prompt for prompt, _ in lengths) > 1:
+        layouts.append(Layout("prefix"))
+    if "tree" in allowed:
+        layouts += [Layout("tree", room) for room in rooms(lengths)]
+    return min(layouts, key=lambda layout: layout.cost(lengths, hidden_size), default=Layout("rows"))
 
 
 @final
@@ -42,7 +88,7 @@ class ResponseReader:
             said, hidden = self.read(texts.with_one(), say, choice, chunk_above)
             return [values[:0] for values in said], hidden[:0]
         config = self.model.config.get_text_config()
-        plan = LAYOUTS[cheapest(texts, choice, config.hidden_size)](texts)
+        plan = cheapest(texts.lengths, choice, config.hidden_size).plan(texts)
         tokens = texts.response_tokens[texts.response_mask]  # [M]
         cache = None if plan.prefix is None else self._cache(plan.prefix, plan.owners)
         if PICKED not in choice:
@@ -69,7 +115,7 @@ class ResponseReader:
         """The model's own output for the rows of a plan."""
         if self._takes_positions and plan.positions is not None:
             options["position_ids"] = plan.positions
-        if plan.branches is not None:
+        if plan.trees is not None:
             options["attention_mask"] = tree_mask(self.model, plan)
         elif plan.mask is not None:
             options["attention_mask"] = plan.mask.long()

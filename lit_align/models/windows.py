@@ -7,7 +7,7 @@ import torch
 from torch.distributed.fsdp import FSDPModule
 
 from lit_align.models.loading import checkpoint_activations
-from lit_align.models.masks import layer_kinds, sliding_window
+from lit_align.models.trees import layer_kinds, sliding_window
 
 CROSSED = 32  # the longest window that texts cross; a longer one is cut to CUT in a copy
 CUT = 8

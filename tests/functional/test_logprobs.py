@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from lit_align.functional import response_logps, token_logps
+from lit_align.functional import logprobs, response_logps, token_logps
+from lit_align.functional.logprobs import full_precision
 
 
 def logits_and_tokens(vocabulary: int = 7, dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, torch.Tensor]:
@@ -36,6 +37,33 @@ def test_gradient_of_a_token_logp_is_what_was_drawn_minus_what_was_expected():
     token_logps(logits, torch.tensor([1]), temperature=2.0).sum().backward()
     drawn = torch.tensor([[0.0, 1.0, 0.0]], dtype=torch.float64)
     assert_close(logits.grad, (drawn - (logits / 2).softmax(-1).detach()) / 2)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_some_rows_at_a_time_give_what_all_at_once_do(dtype, monkeypatch):
+    """30 rows, 4 at a time: values and gradients, which are there for a second backward pass too."""
+    monkeypatch.setattr(logprobs, "CHUNK", 4 * 7)
+    monkeypatch.setattr(logprobs, "FEWEST", 1)
+    logits, tokens = logits_and_tokens(dtype=dtype)
+    logits[..., 3] = -math.inf
+    tokens[tokens == 3] = 2
+    logits.requires_grad_()
+    weights = torch.linspace(-1, 2, tokens.numel(), dtype=torch.float64).view(tokens.shape)
+    plain = (full_precision(logits) / 0.7).log_softmax(-1).gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+    (expected,) = torch.autograd.grad((plain * weights).sum(), logits)
+    found = token_logps(logits, tokens, 0.7)
+    assert torch.equal(found, plain)
+    for _ in range(2):
+        (gradient,) = torch.autograd.grad((found * weights).sum(), logits, retain_graph=True)
+        assert gradient.dtype == dtype
+        assert_close(gradient, expected, atol=1e-2 if dtype == torch.bfloat16 else 1e-12, rtol=0)
+
+
+@pytest.mark.parametrize(("rows", "width"), [(5, 1 << 21), (200, 8192), (0, 8)])
+def test_rows_are_taken_so_that_a_cache_holds_them(rows, width):
+    """But not one by one, however wide they are."""
+    parts = [part.stop - part.start for part in logprobs._parts(torch.empty(rows, width, device="meta"))]
+    assert parts == {5: [64], 200: [128, 128], 0: []}[rows]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from lit_align.models import CausalPolicy
-from lit_align.models.layouts import LAYOUTS, Texts, cheapest, prefix_plan, rows_plan
-from lit_align.models.reading import CHUNKED, PICKED, ResponseReader
+from lit_align.models import CausalPolicy, reading
+from lit_align.models.layouts import Texts, prefix_plan, rows_plan
+from lit_align.models.reading import CHUNKED, LAYOUTS, PICKED, Layout, ResponseReader, cheapest
+from lit_align.models.trees import packed, rooms, tree_plan
 from tests.models.batches import make_rollouts
 from tests.models.families import write_family
 from tests.tiny import write_tiny
@@ -47,6 +48,21 @@ def test_values_entropies_and_whole_distributions_too(choice, policy):
     assert_close(found.vocabulary_logps[MASK].exp().sum(-1), torch.ones(int(MASK.sum())))
 
 
+@pytest.mark.parametrize("room", [10, 16, 99])
+def test_rows_of_any_room_say_the_same(room, policy, monkeypatch):
+    """Several trees in a row, several of one prompt, all in one row."""
+    policy.layouts = ()
+    expected = policy(ROLLOUTS)
+    plan = tree_plan(Texts.of(ROLLOUTS), room)
+    assert len(plan.tokens) == {10: 4, 16: 2, 99: 1}[room]
+    monkeypatch.setattr(reading, "cheapest", lambda *asked: Layout("tree", room))
+    found = policy(ROLLOUTS)
+    assert_close(found.token_logps, expected.token_logps, atol=1e-5, rtol=0)
+    both = [gradients(policy, (output.token_logps + output.values)[MASK]) for output in (found, expected)]
+    for ours, theirs in zip(*both, strict=True):
+        assert_close(ours, theirs, atol=1e-5 * max(1.0, float(theirs.norm())), rtol=0)
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_response_without_tokens_is_not_read(layout, policy):
     """Nor is a prompt without responses."""
@@ -55,8 +71,8 @@ def test_a_response_without_tokens_is_not_read(layout, policy):
     mask = MASK.clone()
     mask[1] = mask[2, 0] = False
     texts = Texts(ROLLOUTS.prompt_tokens, ROLLOUTS.prompt_mask, ROLLOUTS.response_tokens, mask)
-    plan = LAYOUTS[layout](texts)
-    assert len(plan.tokens) == (3 if layout == "tree" else 5)
+    plan = Layout(layout, 9).plan(texts)
+    assert plan.tokens.numel() == {"rows": 5 * 7, "prefix": 5 * 5, "tree": 3 * 7}[layout]
     assert plan.prefix is None or len(plan.prefix.tokens) == 3
     said, _ = ResponseReader(policy.model).read(
         texts, lambda logits, tokens: [logits.log_softmax(-1)[range(len(tokens)), tokens]], (layout, PICKED)
@@ -64,17 +80,61 @@ def test_a_response_without_tokens_is_not_read(layout, policy):
     assert_close(said[0], whole[mask], atol=2e-5, rtol=0)
 
 
-def test_a_tree_holds_what_is_read_and_padding_at_its_end_only():
-    plan = LAYOUTS["tree"](Texts.of(ROLLOUTS))
+def test_trees_hold_what_is_read_and_padding_at_the_end_of_a_row_only():
+    plan = tree_plan(Texts.of(ROLLOUTS), 9)
     assert plan.tokens.tolist() == [
-        [2, 5, 5, 6, 0, 0, 0, 0, 0],
-        [7, 3, 4, 5, 6, 7, 9, 0, 0],
         [3, 4, 5, 6, 7, 8, 9, 12, 13],
+        [7, 3, 4, 5, 6, 7, 9, 0, 0],
         [2, 2, 11, 4, 4, 4, 4, 0, 0],
+        [2, 5, 5, 6, 0, 0, 0, 0, 0],
     ]
     assert plan.positions.tolist()[1] == [0, 1, 2, 3, 4, 5, 1, 0, 0]
-    assert plan.branches.tolist()[1] == [0, 1, 1, 1, 1, 1, 2, -1, -1]
-    assert plan.predicting.tolist()[:4] == [1, 2, 3, 1]  # both responses begin after slot 1
+    assert plan.trees.tolist()[1] == [1] * 7 + [-1] * 2
+    assert plan.branches.tolist()[1] == [0, 3, 3, 3, 3, 3, 4, 0, 0]
+    assert plan.predicting.tolist()[:4] == [28, 29, 30, 28], "both responses begin after slot 1 of the last row"
+
+
+def test_a_row_holds_several_trees_and_a_prompt_has_several_where_one_would_be_too_long():
+    texts = Texts.of(make_rollouts([[7], [2, 5]], [[[3, 4, 5, 6, 7, 8], [9, EOS]], [[5, 6, EOS], [EOS]]], 0))
+    plan = tree_plan(texts, 6)
+    assert plan.tokens.tolist() == [[7, 3, 4, 5, 6, 7], [2, 5, 5, 6, 7, 9]]
+    assert plan.positions.tolist()[1] == [0, 1, 2, 3, 0, 1]
+    assert plan.trees.tolist() == [[0] * 6, [2] * 4 + [1] * 2]
+    assert plan.predicting.tolist() == [0, 1, 2, 3, 4, 5, 10, 11, 7, 8, 9, 7]
+
+
+def forest(*groups: tuple[int, list[int]], room: int) -> tuple[int, int]:
+    packing = packed(groups, room)
+    return packing.rows, packing.width
+
+
+def test_trees_are_packed_the_longest_first():
+    """A response takes one slot less than it has tokens."""
+    assert forest((5, [6]), (5, [6]), (3, [3]), (2, [4]), room=15) == (2, 15), "10 + 5, 10 + 5"
+    assert forest((5, [6]), (5, [6]), (3, [3]), (2, [4]), room=10) == (3, 10)
+    assert forest((4, [9, 9, 9, 9]), room=20) == (2, 20), "4 + 8 + 8, twice"
+    assert forest((4, [9, 9, 9, 9]), room=12) == (4, 12)
+    assert forest((4, [9, 9, 9, 9]), room=11) == (4, 12), "one alone is longer than the room"
+    assert forest((4, [1, 1]), room=4) == (1, 4), "of a response of one token nothing is read"
+
+
+def test_little_of_packed_rows_is_padding():
+    """The numbers of docs/engine.md: 16 prompts with two responses each, as a small model wrote them."""
+    prompts = [18, 38, 24, 35, 51, 42, 62, 31, 31, 21, 51, 53, 52, 46, 21, 33]
+    first = [63, 64, 4, 41, 64, 7, 14, 9, 2, 2, 5, 5, 64, 64, 9, 10]
+    second = [2, 49, 8, 64, 36, 32, 11, 54, 15, 64, 44, 64, 64, 28, 64, 60]
+    lengths = [(p, [a, b]) for p, a, b in zip(prompts, first, second, strict=True)]
+    row, (name, room) = max(p + max(group) - 1 for p, group in lengths), cheapest(lengths, LAYOUTS, 256)
+    tree = max(p + sum(group) - 2 for p, group in lengths)
+    packing = packed(lengths, room)
+    assert name == "tree"
+    assert (32 * row, 16 * tree, packing.rows * packing.width) == (3712, 2848, 1722)
+    assert sum(p + sum(group) - 2 for p, group in lengths) == 1663
+
+
+def test_rooms_reach_from_the_longest_text_to_the_largest_tree():
+    found = rooms([(4, [9, 5]), (1, [2] * 90)])
+    assert found == sorted({12, 13, 15, 18, 21, 24, 30, 36, 48, 72, 91})
 
 
 def test_rows_and_those_after_a_prefix_hold_what_is_read():
@@ -101,26 +161,29 @@ def of_lengths(*groups: tuple[int, list[int]]) -> Texts:
 @pytest.mark.parametrize(
     ("texts", "picked"),
     [
-        (of_lengths((20, [9]), (30, [9])), "rows"),  # nothing is shared
-        (of_lengths((64, [8, 20, 60, 9]), (40, [33, 8, 8, 64])), "tree"),  # uneven: the others would pad
-        (of_lengths((64, [64] * 8), (64, [64] * 8)), "prefix"),  # even and many: the tree's square costs
-        (of_lengths((64, [64, 9]), (64, [64, 9])), "tree"),
-        (of_lengths((1, [64] * 4), (1, [64] * 4)), "rows"),  # no prompt to share
+        (of_lengths((20, [9]), (20, [9])), ("rows", 0)),  # nothing is shared or padded
+        (of_lengths((20, [9]), (2, [9]), (10, [9])), ("tree", 28)),  # two fit in a row
+        (of_lengths((64, [8, 20, 60, 9]), (40, [33, 8, 8, 64])), ("tree", 157)),  # uneven: the others would pad
+        (of_lengths((64, [64] * 8), (64, [64] * 8)), ("prefix", 0)),  # even and many: the tree's square costs
+        (of_lengths((64, [64, 9]), (64, [64, 9])), ("tree", 135)),
+        (of_lengths((1, [64] * 4), (1, [64] * 4)), ("rows", 0)),  # no prompt to share
     ],
 )
 def test_the_cheapest_layout_is_a_function_of_lengths(texts, picked):
-    assert cheapest(texts, tuple(LAYOUTS), 64) == picked
-    assert cheapest(texts, ("rows", PICKED), 64) == "rows"
+    assert cheapest(texts.lengths, LAYOUTS, 64) == picked
+    assert cheapest(texts.lengths, ("rows", PICKED), 64) == ("rows", 0)
+    assert cheapest(texts.lengths, ("tree", PICKED), 64).name == "tree", "whatever it costs"
 
 
 def test_wide_models_pay_more_for_slots_and_narrow_ones_for_pairs():
     """Tree: 2 x 66 slots of 66 pairs. Prefix: 2 x 7 of 7, then 4 x 32 of 39."""
-    texts = of_lengths((8, [32, 28]), (8, [28, 32]))
+    lengths = of_lengths((8, [32, 28]), (8, [28, 32])).lengths
     slots = {"tree": 2 * 66, "prefix": 2 * 7 + 4 * 32}
     pairs = {"tree": 2 * 66 * 66, "prefix": 2 * 7 * 7 + 4 * 32 * 39}
     even = (pairs["tree"] - pairs["prefix"]) / (slots["prefix"] - slots["tree"]) / 6
-    assert cheapest(texts, tuple(LAYOUTS), int(even) - 1) == "prefix"
-    assert cheapest(texts, tuple(LAYOUTS), int(even) + 2) == "tree"
+    tree, prefix = Layout("tree", 66), Layout("prefix")
+    assert tree.cost(lengths, int(even) - 1) > prefix.cost(lengths, int(even) - 1)
+    assert tree.cost(lengths, int(even) + 2) < prefix.cost(lengths, int(even) + 2)
 
 
 @pytest.mark.parametrize("family", ["gemma2", "cohere2", "granite", "llama"])

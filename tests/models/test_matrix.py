@@ -14,8 +14,8 @@ from torch.testing import assert_close
 from lit_align.generation import CacheSampler
 from lit_align.generation.noise import gumbel, row_keys
 from lit_align.models import CausalPolicy, LoRA
-from lit_align.models.layouts import LAYOUTS as ALL
 from lit_align.models.reading import CHUNKED, PICKED
+from lit_align.models.reading import LAYOUTS as ALL
 from lit_align.types import EncodedPrompt, Prompt, Rollouts, Stream, UserError
 from tests.models.families import FAMILIES, LAYOUTS, REFUSED, TARGETS, WAYS, write_family
 

@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
-from benchmarks.vs_trl import report
+from benchmarks.vs_trl import rows
 from benchmarks.vs_trl.agreement import Disagreement, check, moved
 from benchmarks.vs_trl.case import ALGORITHMS, BETA, ONLINE, Algorithm, published
+from benchmarks.vs_trl.measure import measure
+from benchmarks.vs_trl.plan import Planned
 from benchmarks.vs_trl.world import make_world
 from tests.tiny import write_tiny
 
@@ -20,8 +22,8 @@ pytestmark = [pytest.mark.peer, pytest.mark.filterwarnings("default")]
 
 
 @pytest.fixture(scope="module")
-def measure(trl: Any) -> Any:
-    return import_module("benchmarks.vs_trl.measure")
+def theirs(trl: Any) -> Any:
+    return import_module("benchmarks.vs_trl.theirs")
 
 
 @pytest.fixture(scope="module")
@@ -30,10 +32,10 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.mark.parametrize(("algorithm", "forced"), [*((a, False) for a in ALGORITHMS), *((a, True) for a in ONLINE)])
-def test_both_loops_do_the_same_and_take_two_turns(algorithm: Algorithm, forced: bool, measure: Any, tiny: str) -> None:
+def test_both_loops_do_the_same_and_take_two_turns(algorithm: Algorithm, forced: bool, theirs: Any, tiny: str) -> None:
     case = replace(published(algorithm, tiny, 1), prompts=4, prompt_tokens=12, response_tokens=16, forced=forced)
     with warnings.catch_warnings():
-        result = measure.measure(case, TEXTS, steps=2, limit=60, peaks=False)
+        result = measure(Planned(case, steps=2, memory=False), TEXTS, limit=60)
     assert result["n"] == 2
     assert max(result["agreement"].values()) < 1e-4
     assert ("advantages" in result["agreement"]) == (algorithm in ("rloo", "grpo"))
@@ -43,13 +45,14 @@ def test_both_loops_do_the_same_and_take_two_turns(algorithm: Algorithm, forced:
         assert trl == ours, "the same rows"
     if forced:
         assert trl == ours == 4 * case.k * 16
-    assert report.row(result)[3] == "2"
+    assert rows.line(result)[3] == "2"
+    assert result["parts"].keys() == result["loop"].keys() == {"ours"}, "TRL's steps are timed as a whole"
 
 
-def test_another_beta_gets_no_ratio(measure: Any, tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_beta_gets_no_ratio(theirs: Any, tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     case = replace(published("grpo", tiny, 1), prompts=4, prompt_tokens=12, response_tokens=16)
     world = make_world(case, TEXTS)
-    peer = measure.theirs.Peer(case, world, tmp_path / "theirs", 1, model=moved(measure.theirs.load(world)))
+    peer = theirs.Peer(case, world, tmp_path / "theirs", 1, model=moved(theirs.load(world)))
     monkeypatch.setitem(BETA, "grpo", 0.05)
     with pytest.raises(Disagreement, match="No ratio"):
         check(case, world, tmp_path / "ours", peer)
