@@ -141,7 +141,8 @@ class CausalPolicy(Policy):
         if cache is None:
             way = PaddedRows if self.way is FusedRows and not fits(self.model) else self.way  # in mixed precision, or moved to a GPU
             cache = way(self.model)
-        return cache.read(tokens, mask).float() / self.temperature, cache
+        logits = cache.read(tokens, mask).float()
+        return (logits if self.temperature == 1 else logits / self.temperature), cache
 
     @property
     def way(self) -> type[RowCache]:
