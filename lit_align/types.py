@@ -573,6 +573,7 @@ class Policy(TextModel):
 
     reference_offload: bool = False
     layouts: tuple[str, ...] = ()  # in which forwards are computed, as `choose_layouts` found; kept in checkpoints
+    decoding: str = ""  # the way in which tokens are read on, as was found when it first sampled; kept in checkpoints
     temperature: float
     eos_ids: frozenset[int]
     special_ids: frozenset[int]  # tokens that `decode` leaves out

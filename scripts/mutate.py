@@ -48,7 +48,9 @@ class Mutation:
     @property
     def tests(self) -> list[str]:
         """What may notice it, the quickest first."""
-        usual = [f"lit_align/{self.file}", "tests/functional", "tests/algorithms/test_common.py", "tests/algorithms"]
+        package = self.file.split("/")[0]
+        losses = ["tests/functional", "tests/algorithms/test_common.py", "tests/algorithms"]
+        usual = [f"lit_align/{self.file}", *(losses if package in ("functional", "algorithms") else [f"tests/{package}"])]
         return usual if self.first is None else [self.first, *usual]
 
     def __str__(self) -> str:

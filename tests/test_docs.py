@@ -80,6 +80,12 @@ def test_paths_that_are_named_exist(page: Path) -> None:
 
 
 @pages
+def test_tests_that_are_named_exist(page: Path) -> None:
+    for path, name in re.findall(r"(tests/[\w/]+\.py)::(\w+)", page.read_text(encoding="utf-8")):
+        assert f"def {name}(" in (ROOT / path).read_text(encoding="utf-8"), f"{page.name} names {path}::{name}"
+
+
+@pages
 def test_classes_that_are_named_can_be_imported(page: Path) -> None:
     for name in re.findall(r"(?<![\w/.])(?:lit_align|callbacks)[.\w]*\.[A-Z]\w+", page.read_text(encoding="utf-8")):
         module, _, attribute = name.rpartition(".")

@@ -149,13 +149,14 @@ class AlignmentModule(SteppingModule):
 
     @final
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep that choice: another one rounds differently."""
-        checkpoint["layouts"] = self.policy.layouts
+        """Keep that choice, and how the policy is sampled from: others round differently."""
+        checkpoint["layouts"], checkpoint["decoding"] = self.policy.layouts, self.policy.decoding
 
     def check_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
-        """See `anchors.check_checkpoint`; and go on in the layouts of the run that wrote it. An evaluation, which may have settings that
-        were never tried, reads rows."""
+        """See `anchors.check_checkpoint`; and go on in the layouts of the run that wrote it, and in its way of sampling, which is tried
+        before it is taken. An evaluation, which may have settings that no layout was tried with, reads rows."""
         check_checkpoint(self.anchor, checkpoint, "reference_weights.")
+        self.policy.decoding = checkpoint.get("decoding") or self.policy.decoding
         saved = tuple(checkpoint.get("layouts", ()))
         fits = self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING  # a module may be loaded without a Trainer
         exact = not self.policy.layouts or set(saved) <= set(self.policy.layouts)  # chosen before the checkpoint is read, or after

@@ -24,12 +24,14 @@ class Question:
 
     Args:
         key: all that the answer depends on, by which the meter knows it.
+        old_key: by which an older meter may know it.
         request: of ``client.chat.completions.create``.
         read: what to keep of the answer; a ValueError says that it is none.
         rejected: what to keep where the server does not take such a request, from its words; None where that is a mistake.
     """
 
     key: str
+    old_key: str
     request: Mapping[str, Any]
     read: Callable[["ChatCompletion"], str]
     rejected: Callable[[str], str] | None = None

@@ -73,9 +73,10 @@ class Calls:
             UserError: if the server answers nobody, asks to wait too long, or wants something changed. No further call begins after
                 that; those under way are waited for, as they will be paid for.
         """
-        remembered = self.meter.recall(question.key)
-        if remembered is not None:
-            return remembered
+        for key in (question.key, question.old_key):
+            remembered = self.meter.recall(key)
+            if remembered is not None:
+                return remembered
         async with self._gate:
             try:
                 return await self._until_answered(question)

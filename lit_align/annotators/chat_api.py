@@ -38,7 +38,7 @@ class ChatAPI(JudgeBackend):
     answers nobody ends the run. The key is read from the environment when it is needed, and is kept nowhere else.
 
     Args:
-        model: what the server calls it.
+        model: what the server calls it. The journal and a cache of labels know a judge by this name, and not by ``base_url``.
         base_url: address of the API, such as ``https://api.openai.com/v1``.
         api_key_env: the environment variable that holds the key; None where the server wants none.
         readout: ``logprobs``, ``text``, or ``auto``: the first of them that works.
@@ -131,8 +131,8 @@ class ChatAPI(JudgeBackend):
         if options not in self._decided:
             request = self._request(({"role": "user", "content": probe_of(options)},), "logprobs")
             rejected = partial(undecided, "the server takes no request with logprobs") if self.readout == "auto" else None
-            key = _canonical({"probe": options, "request": request})
-            answer = await calls.ask(Question(key, request, partial(decide, options=options), rejected))
+            keys = self._keys({"probe": options, "request": request})
+            answer = await calls.ask(Question(*keys, request, partial(decide, options=options), rejected))
             decision = json.loads(answer or undecided("the server did not answer when it was tried", str(calls.unanswered)))
             if self.readout == "logprobs" and decision["readout"] != "logprobs":
                 raise UserError(
@@ -147,9 +147,13 @@ class ChatAPI(JudgeBackend):
     def _question(self, messages: Sequence[Message], readout: Readout, seen: Counter[str]) -> Question:
         request = self._request(messages, readout)
         text = _canonical(request)
-        key = _canonical({"request": request, "readout": readout, "draw": [current_repeat(), seen[text]]})
+        keys = self._keys({"request": request, "readout": readout, "draw": [current_repeat(), seen[text]]})
         seen[text] += 1
-        return Question(key, request, partial(read_answer, readout=readout))
+        return Question(*keys, request, partial(read_answer, readout=readout))
+
+    def _keys(self, asked: dict[str, Any]) -> tuple[str, str]:
+        """What an answer depends on, and the same without the server, as ledgers had it once."""
+        return _canonical({"server": self.base_url.rstrip("/")} | asked), _canonical(asked)
 
     def _request(self, messages: Sequence[Message], readout: Readout) -> dict[str, Any]:
         first_token = {"max_tokens": 1, "logprobs": True, "top_logprobs": self.top_logprobs}

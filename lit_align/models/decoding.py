@@ -6,18 +6,20 @@ The first way that says the same is taken. No list of model families has to be r
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, final
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from lit_align.models.layouts import Texts
 from lit_align.models.positions import positions_of
+from lit_align.models.windows import small_copy, window_to_cross
 from lit_align.types import UserError
 
 CACHES = ("past_key_values", "cache_params")  # what models call their argument for a cache
-PROMPTS, STEPS, DROP = (2, 7), 8, 4  # of the probe: lengths of its prompts, tokens that follow, and the one after which a row is dropped
+PROMPTS, STEPS = (2, 7), 8  # of the probe: lengths of its prompts, and tokens that follow, as far as the context goes
 EXACT, ROUNDED = 1e-3, 0.25  # nats per token that rounding may explain, in float32 and in anything less
 SAME = 1e-4  # nats on any token that the faster way may be off
 
@@ -127,66 +129,121 @@ class RereadRows(RowCache):
 WAYS: tuple[type[RowCache], ...] = (PaddedRows, PromptMaskedRows, EqualRows, RereadRows)
 
 
-def chosen_way(model: Any, reserved: frozenset[int], faster: type[RowCache] | None = None) -> type[RowCache]:
-    """The first of `WAYS` in which ``model`` says of a text what it says of it when it reads it alone and at once.
+def chosen_way(
+    model: Any, reserved: frozenset[int], context_length: int | None = None, faster: type[RowCache] | None = None, earlier: str = ""
+) -> tuple[type[RowCache], str]:
+    """The first of `WAYS` in which ``model`` says of a text what it says of it when it reads it alone and at once; and why, in words.
 
     Args:
         model: a Hugging Face causal language model, in eval mode.
         reserved: tokens that may mean more to it than a word, such as padding.
+        context_length: how many tokens it can read, where that is known.
         faster: taken instead of `PaddedRows` if it also does so, to `SAME`.
+        earlier: the name of the way that a run began with; taken if it also does so, since another one rounds differently.
 
     Raises:
         UserError: if there is none.
     """
-    texts, errors = probe_texts(model, reserved), []
-    expected = torch.stack([_logps(model(input_ids=text.unsqueeze(0), use_cache=False).logits[0, -STEPS - 1 : -1], text) for text in texts])
-    expected[0, DROP + 1 :] = 0.0  # of the text that is dropped
+    trial, faults = _Trial(model, reserved, context_length), {}
     for way in WAYS:
-        try:
-            gaps = (read_in_steps(way(model), texts) - expected).abs().mean(-1)  # [4]; rounding may send a token to another expert
-        except (AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
-            errors.append(f"{way.__name__} {type(error).__name__}")
-            continue
-        if float(gaps.max()) <= _tolerance(model):
-            if way is PaddedRows and faster is not None and float((read_in_steps(faster(model), texts) - expected).abs().max()) <= SAME:
-                return faster
-            return way
-        errors.append(f"{way.__name__} {float(gaps.max()):.2g} nats per token")
-    raise UserError(
-        f"{type(model).__name__} can't be sampled from: what it says when it reads token by token is not what it says of the same text at "
-        f"once ({', '.join(errors)}). Take another model."
+        faults[way.__name__] = trial.fault(way)
+        if not faults[way.__name__]:
+            break
+    else:
+        raise UserError(
+            f"{type(model).__name__} can't be sampled from: what it says when it reads token by token is not what it says of the same text "
+            f"at once ({', '.join(f'{name} {fault}' for name, fault in faults.items())}). Take another model."
+        )
+    if way is PaddedRows and faster is not None and not trial.fault(faster):
+        way = faster
+    drawn = f"Samples of {type(model).__name__} are drawn by"
+    if earlier in ("", way.__name__):
+        return way, f"{drawn} `{way.__name__}`, as a probe of the model decided."
+    kept = next((kept for kept in (faster, *WAYS) if kept is not None and kept.__name__ == earlier), None)
+    if kept is not None and not trial.fault(kept):
+        return kept, f"{drawn} `{earlier}`, as the run began; a probe of the model would choose `{way.__name__}` now."
+    return (
+        way,
+        f"{drawn} `{way.__name__}`, as a probe of the model decided: `{earlier}`, by which the run began, does not serve it any more.",
     )
 
 
-def probe_texts(model: Any, reserved: frozenset[int]) -> list[Tensor]:
-    """Two texts after each of two prompts of different lengths, seeded and made of ordinary tokens; they end with `STEPS` of their own."""
-    generator, device = torch.Generator().manual_seed(0), next(model.parameters()).device
+@final
+class _Trial:
+    """A model, texts, and what it says of each of them alone and at once."""
+
+    def __init__(self, model: Any, reserved: frozenset[int], context_length: int | None) -> None:
+        window, self.cut = window_to_cross(model, context_length)
+        self.model, self.texts = model, probe_texts(model, reserved, context_length, window)
+        self.alone = torch.stack([self._alone(b, k) for b in (0, 1) for k in (0, 1)])  # [4, T]
+        self.alone[0, self.texts.response_tokens.shape[-1] // 2 + 1 :] = 0.0  # of the text that is dropped
+
+    def fault(self, way: type[RowCache]) -> str:
+        """Why it does not serve the model, in words; none where it does."""
+        try:
+            gaps = self.gaps(way)
+        except (AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+            return type(error).__name__
+        gap = float(gaps.mean(-1).max())  # of a row, as rounding may send a token to another expert
+        if not gap <= _tolerance(self.model) or (way not in WAYS and float(gaps.max()) > SAME):
+            return f"{gap:.2g} nats per token"
+        unsure = self.cut and way is not RereadRows and not _confirmed_by_copy(self.model, way)
+        return "beyond its window" if unsure else ""
+
+    def gaps(self, way: type[RowCache]) -> Tensor:
+        """How far it is from that when it is read like this, nats of every token ``[4, T]``."""
+        return (read_in_steps(way(self.model), self.texts) - self.alone).abs()
+
+    def _alone(self, b: int, k: int) -> Tensor:
+        prompt, own = self.texts.prompt_tokens[b][self.texts.prompt_mask[b]], self.texts.response_tokens[b, k]
+        logits = self.model(input_ids=torch.cat([prompt, own]).unsqueeze(0), use_cache=False).logits
+        return _logps(logits[0, len(prompt) - 1 : -1], own)
+
+
+def _confirmed_by_copy(model: Any, way: type[RowCache]) -> bool:
+    """Whether it also serves a small copy in float32, whose texts cross its window; not if there can't be a copy."""
+    try:
+        small = small_copy(model).to(next(model.parameters()).device).eval()
+        return not _Trial(small, frozenset(), None).fault(way)
+    except Exception:
+        return False
+
+
+def probe_texts(model: Any, reserved: frozenset[int], context_length: int | None, window: int) -> Texts:
+    """Two texts after each of two prompts of different lengths, seeded and made of ordinary tokens. The longer prompt crosses the window by
+    itself, and the texts after the shorter one on their way, as far as the context goes."""
+    device = next(model.parameters()).device
     words = torch.tensor([i for i in range(model.get_input_embeddings().weight.shape[0]) if i not in reserved] or [0])
-    drawn = [words[torch.randint(len(words), (length + 2 * STEPS,), generator=generator)].to(device) for length in PROMPTS]
-    return [torch.cat([text[: -2 * STEPS], own]) for text in drawn for own in text[-2 * STEPS :].chunk(2)]
+    context = context_length or 64 + 2 * window
+    steps = min(STEPS + window // 2, context // 2)
+    width = min(PROMPTS[1] + window, context - steps)
+    shorter = max(1, min(PROMPTS[0] + window // 2, width - 1))  # in any context, so that there is padding
+    drawn = words[torch.randint(len(words), (2, width + 2 * steps), generator=torch.Generator().manual_seed(0))].to(device)
+    return Texts(
+        prompt_tokens=drawn[:, :width],  # padded with words: what is read of them shows, while a padding token may be embedded as 0
+        prompt_mask=torch.arange(width, device=device) >= torch.tensor([[width - shorter], [0]], device=device),
+        response_tokens=drawn[:, width:].view(2, 2, steps),
+        response_mask=torch.ones(2, 2, steps, dtype=torch.bool, device=device),
+    )
 
 
-def read_in_steps(cache: RowCache, texts: Sequence[Tensor]) -> Tensor:
-    """Log-probs of the last `STEPS` tokens of the probe's texts ``[4, STEPS]`` as a sampler reads them: prompts together and once, then the
-    texts token by token, until the first of them is dropped; 0 from there on."""
-    prompts, own = [text[:-STEPS] for text in texts[::2]], torch.stack([text[-STEPS:] for text in texts])
-    width = max(map(len, prompts))
-    # Padded with a word: what a model reads of padding shows then, while the embedding of a padding token may be 0.
-    tokens = torch.stack([torch.cat([own[0, :1].expand(width - len(prompt)), prompt]) for prompt in prompts])
-    mask = torch.stack([torch.arange(width, device=own.device) >= width - len(prompt) for prompt in prompts])
+def read_in_steps(cache: RowCache, texts: Texts) -> Tensor:
+    """Log-probs of the four responses ``[4, T]`` as a sampler reads them: prompts together and once, then the responses token by token,
+    until halfway the first of them is dropped; 0 from there on."""
+    own = texts.response_tokens.flatten(0, 1)
     said = torch.zeros(own.shape, device=own.device)
-    rows = torch.arange(len(texts), device=own.device)
-    logits = cache.read(tokens, mask)[rows // 2]
-    mask = mask[rows // 2]
+    rows = torch.arange(len(own), device=own.device)
+    logits = cache.read(texts.prompt_tokens, texts.prompt_mask)[rows // 2]
+    mask = texts.prompt_mask[rows // 2]
     cache.reorder_cache(rows // 2)
-    for step in range(STEPS):
+    for step in range(own.shape[1]):
         if step > 0:
             mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
             logits = cache.read(own[rows, step - 1].unsqueeze(-1), mask)
         said[rows, step] = _logps(logits, own[rows, step])
-        if step == DROP:
+        if step == own.shape[1] // 2:
             rows, mask = rows[1:], mask[1:]
-            cache.reorder_cache(torch.arange(1, len(texts), device=own.device))
+            cache.reorder_cache(torch.arange(1, len(own), device=own.device))
     return said
 
 
@@ -197,8 +254,8 @@ def _of_one_length(mask: Tensor) -> Iterator[Tensor]:
 
 
 def _logps(logits: Tensor, tokens: Tensor) -> Tensor:
-    """Of the last of ``tokens``, ``[N, V]`` to ``[N]``."""
-    return logits.float().log_softmax(-1).gather(-1, tokens[-len(logits) :].unsqueeze(-1)).squeeze(-1)
+    """Of tokens ``[N]``, from ``[N, V]``."""
+    return logits.float().log_softmax(-1).gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
 
 
 def _tolerance(model: Any) -> float:

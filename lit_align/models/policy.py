@@ -146,12 +146,14 @@ class CausalPolicy(Policy):
 
     @property
     def way(self) -> type[RowCache]:
-        """How the model is read token by token; found out, and logged, when it is first asked for."""
-        if self._way is None:
+        """How the model is read token by token; found out, and logged, when it is first asked for, or by another name in ``decoding``."""
+        if self._way is None or self._way.__name__ != self.decoding:
             with self.inference(), torch.autocast(next(self.parameters()).device.type, enabled=False):
                 reserved = self.special_ids | self.eos_ids | {self.pad_id}
-                self._way = chosen_way(self.model, reserved, FusedRows if fits(self.model) else None)
-            rank_zero_info(f"Samples of {type(self.model).__name__} are drawn by `{self._way.__name__}`, as a probe of the model decided.")
+                faster = FusedRows if fits(self.model) else None
+                self._way, because = chosen_way(self.model, reserved, self.context_length, faster, self.decoding)
+            self.decoding = self._way.__name__
+            rank_zero_info(because)
         return self._way
 
     def encode(self, prompt: Prompt) -> list[int]:

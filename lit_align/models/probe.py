@@ -4,7 +4,6 @@ A layout that a model does not support seldom raises: it gives other numbers. So
 padding, mask, positions or cache: every log-prob, and the gradient at the embedding of every token.
 """
 
-import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,20 +11,16 @@ from typing import Any, final
 
 import torch
 from torch import Tensor
-from torch.distributed.fsdp import FSDPModule
 
 from lit_align.functional.distributed import global_sum
 from lit_align.functional.logprobs import token_logps
 from lit_align.models.dropout import without_dropout
 from lit_align.models.layouts import Texts
-from lit_align.models.loading import checkpoint_activations
 from lit_align.models.reading import CHUNKED, PICKED, ResponseReader
 from lit_align.models.sharding import is_sharded
-from lit_align.models.trees import layer_kinds, sliding_window
+from lit_align.models.windows import CUT, small_copy, window_to_cross
 from lit_align.types import UserError
 
-CROSSED = 32  # the longest window that the texts cross; a longer one is cut to CUT in a copy
-CUT = 8
 LENGTHS = ((7, (6, 2)), (4, (1, 8)), (2, (1, 0)))  # of prompts and their responses; two trees of a row, as far as the context goes
 
 
@@ -72,13 +67,10 @@ def probe(model: Any, context_length: int | None) -> tuple[str, ...]:
     Raises:
         UserError: if not even padded rows say what one text at a time says.
     """
-    window = sliding_window(model.config.get_text_config())
-    if window is not None and context_length is not None and window >= context_length:
-        window = None  # no text is as long
-    cut = window is not None and window > CROSSED
+    window, cut = window_to_cross(model, context_length)
     device = model.get_input_embeddings().weight.device
     low_precision = model.dtype == torch.bfloat16 or torch.is_autocast_enabled(device.type)
-    subject = _Subject(model, _texts(model, device, context_length, 0 if cut else window or 0), LOOSE if low_precision else TIGHT)
+    subject = _Subject(model, _texts(model, device, context_length, window), LOOSE if low_precision else TIGHT)
     if not subject.confirms("rows", PICKED):
         if not subject.confirms("rows"):
             raise UserError(
@@ -194,31 +186,8 @@ def _confirmed_by_copy(model: Any, device: torch.device, names: Sequence[str]) -
     """Those that are also exact for a small copy in float32, whose texts cross its window; none if there can't be a copy."""
     try:
         with torch.autocast(device.type, enabled=False):
-            small = _small_copy(model).to(device)
+            small = small_copy(model).to(device)
             subject = _Subject(small, _texts(small, device, None, CUT), TIGHT)
             return [name for name in names if subject.confirms(name, PICKED)]
     except Exception:
         return []
-
-
-def _small_copy(model: Any) -> Any:
-    """As many layers as it has kinds of them, of random weights that have much to say, with the window cut."""
-    config = copy.deepcopy(model.config)
-    text = config.get_text_config()
-    kinds = layer_kinds(text)
-    text.num_hidden_layers = max(2, len(kinds))
-    if getattr(text, "layer_types", None):
-        text.layer_types = (kinds * 2)[: text.num_hidden_layers]
-    if sliding_window(text) is not None:
-        text.sliding_window = CUT
-    text.vocab_size, config.pad_token_id = 64, None
-    plain = next(kind for kind in type(model).__mro__ if not issubclass(kind, FSDPModule))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        small = plain(config).float()
-        for parameter in small.parameters():
-            if parameter.dim() > 1:
-                torch.nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5)
-    if model.is_gradient_checkpointing:
-        checkpoint_activations(small)
-    return small

@@ -15,7 +15,8 @@ import torch
 
 from lit_align import algorithms
 from lit_align.algorithms import AlignmentModule, FixedScale, PreferenceModule, SumOver
-from lit_align.types import UserError
+from lit_align.algorithms.reduction import in_chunks
+from lit_align.types import AlignmentBatch, PolicyOutput, UserError
 from tests.algorithms.cases import CASES, Case
 from tests.algorithms.drive import Driver, Step, assert_same, columns, invalid, padded, rows
 from tests.tiny import make_data, make_trainer, write_tiny
@@ -103,6 +104,31 @@ def test_a_response_that_lost_its_siblings_is_as_if_it_were_not_there(name: str,
     which = torch.zeros_like(batch.valid)
     which[2, :3] = True
     assert_same(driver.step(case, rows(batch, [0, 1, 3, 4])), driver.step(case, invalid(batch, which)), metrics=False)
+
+
+@pytest.mark.parametrize("name", ["dpo", "slic", "simpo", "iterative sft"])
+def test_what_no_loss_depends_on_need_not_be_read(name: str, driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+    case, forward, sizes = CASES[name], AlignmentModule._forward, []
+
+    def counting(module: AlignmentModule, batch: AlignmentBatch) -> PolicyOutput:
+        sizes.append(int(batch.response_mask.any(-1).sum()))
+        return forward(module, batch)
+
+    monkeypatch.setattr(AlignmentModule, "_forward", counting)
+    few = driver.step(case, driver.batch(case))
+    monkeypatch.setattr(AlignmentModule, "_read", counting)
+    assert_same(few, driver.step(case, driver.batch(case)))
+    assert sizes[0] < sizes[1]
+
+
+@pytest.mark.parametrize("chunk", [1, 3])
+def test_what_is_read_in_chunks_is_what_is_read_at_once(chunk: int, driver: Driver) -> None:
+    batch = driver.batch(CASES["rloo"])
+    with torch.no_grad():
+        whole = driver.policy(batch).token_logps
+        parts = in_chunks(lambda part: driver.policy(part).token_logps, batch, chunk)
+    assert len(set(batch.response_mask.sum(-1).amax(-1).tolist())) > 1, "of several widths"
+    torch.testing.assert_close(parts, whole, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("k", [2, 4, 8])

@@ -38,6 +38,35 @@ def ask(url, options=TEN, texts=("which?",), meter=None, **settings):
         return api.option_logps(messages(*texts), options)
 
 
+# Whose answer it is
+
+
+@pytest.mark.parametrize("readout", ["logprobs", "auto", "text"])
+def test_servers_that_call_their_models_the_same_answer_for_themselves(readout):
+    """Each is asked once, and tried once for its read-out."""
+    notes, tried = Notebook(), [] if readout == "text" else [says("10", {"10": 0.0})]
+    with FaultyServer(tried, says("7", {"7": 0.0})) as one, FaultyServer(tried, says("3", {"3": 0.0})) as other:
+        for _ in range(2):
+            found = [int(ask(server.url, meter=notes, readout=readout).argmax()) + 1 for server in (one, other)]
+            assert found == [7, 3]
+        assert int(ask(one.url + "/", meter=notes, readout=readout).argmax()) + 1 == 7, "the same address"
+        assert len(one.requests) == len(other.requests) == 1 + len(tried)
+
+
+def test_what_was_written_down_without_a_server_is_still_known():
+    notes = Notebook()
+    with FaultyServer(otherwise=says("7")) as server:
+        ask(server.url, meter=notes, readout="text")
+        (question,) = notes.known
+        asked = json.loads(question)
+        assert asked.pop("server") == server.url
+        old = Notebook()
+        old.known[json.dumps(asked, sort_keys=True, separators=(",", ":"))] = notes.known[question]
+        ask(server.url, meter=old, readout="text")
+        assert len(server.requests) == 1
+        assert old.told == []
+
+
 # What is read
 
 

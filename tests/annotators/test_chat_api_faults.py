@@ -294,7 +294,7 @@ def test_a_question_says_all_that_its_answer_depends_on():
 def test_a_run_that_lost_its_server_goes_on_where_it_was(tmp_path):
     """No label that came is asked for again, and no answer either, for the run's ledger has it."""
     (tmp_path / "scoring.yaml").write_text(SCORING, encoding="utf-8")
-    model, answered = write_tiny(tmp_path / "model"), []
+    model, answered, ports = write_tiny(tmp_path / "model"), [], []
 
     def answer(body, limit):
         if len(answered) >= limit:
@@ -302,8 +302,9 @@ def test_a_run_that_lost_its_server_goes_on_where_it_was(tmp_path):
         answered.append(body["messages"][0]["content"])
         return says(str(1 + len(answered[-1]) % 10))
 
-    def run(limit):
-        with FaultyServer(answer=lambda body: answer(body, limit)) as server:
+    def run(limit, port=0):
+        with FaultyServer(answer=lambda body: answer(body, limit), port=port) as server:
+            ports.append(server.server_address[1])
             judge = ScoringJudge(make_api(server.url, concurrency=1, max_retries=1), str(tmp_path / "scoring.yaml"))
             return fit(tmp_path / "run", model, annotator=judge, chunk_prompts=2, trainer={"max_epochs": 1})
 
@@ -312,7 +313,7 @@ def test_a_run_that_lost_its_server_goes_on_where_it_was(tmp_path):
     first = labels_of(tmp_path)
     assert 2 <= len(first) < 8
     assert all(score is not None for row in first for score in row["scores"]), "an outage is no label"
-    result = run(limit=1000)
+    result = run(limit=1000, port=ports[0])
     assert labels_of(tmp_path)[: len(first)] == first
     assert len(labels_of(tmp_path)) == 8
     assert len(answered) == len(set(answered))

@@ -3,12 +3,13 @@
 import pytest
 import torch
 from torch.testing import assert_close
+from transformers import MistralForCausalLM
 
 from lit_align.models import CausalPolicy
-from lit_align.models.decoding import WAYS, EqualRows, PaddedRows, PromptMaskedRows, RereadRows
+from lit_align.models.decoding import WAYS, EqualRows, PaddedRows, PromptMaskedRows, RereadRows, probe_texts
 from lit_align.models.fused import FusedRows
 from lit_align.types import UserError
-from tests.models.families import write_family
+from tests.models.families import FAMILIES, LLAMA, write_family
 from tests.models.test_matrix import PROMPTS, check_sampling, sample
 from tests.tiny import write_tiny
 
@@ -93,6 +94,70 @@ def test_what_no_way_serves_is_refused_by_name(policy):
         _ = odd(policy, forgetful).way
 
 
+class Overlooking(MistralForCausalLM):
+    """Steps are right as long as the window hides nothing from them."""
+
+    def forward(self, input_ids=None, position_ids=None, past_key_values=None, **options):
+        said = super().forward(input_ids=input_ids, position_ids=position_ids, past_key_values=past_key_values, **options)
+        if past_key_values is not None and input_ids.shape[1] == 1:
+            beyond = past_key_values.get_seq_length() > self.config.sliding_window
+            said.logits = said.logits + 0.1 * beyond * torch.arange(said.logits.shape[-1])
+        return said
+
+
+@pytest.mark.parametrize("window", [5, 24, 60])
+def test_a_step_that_goes_wrong_beyond_the_window_is_found_out(window, tmp_path, monkeypatch):
+    """Also beyond one that only a copy's texts cross; where the context is no longer than the window there is nothing to find."""
+    monkeypatch.setitem(FAMILIES, "windowed", ("mistral", LLAMA | {"max_position_embeddings": 99, "sliding_window": window}))
+    path = write_family(tmp_path, "windowed")
+    assert CausalPolicy(path).way is PaddedRows
+    policy = CausalPolicy(path)
+    policy.model.__class__ = Overlooking
+    assert policy.way is RereadRows
+    policy = CausalPolicy(path)
+    policy.model.__class__, policy.context_length = Overlooking, window
+    assert policy.way is PaddedRows
+
+
+def test_where_no_copy_can_be_made_nothing_confirms_a_long_window(tmp_path, monkeypatch):
+    class Unique(MistralForCausalLM):
+        def __init__(self, config):
+            raise RuntimeError("There is only one.")
+
+    monkeypatch.setitem(FAMILIES, "windowed", ("mistral", LLAMA | {"max_position_embeddings": 99, "sliding_window": 60}))
+    policy = CausalPolicy(write_family(tmp_path, "windowed"))
+    policy.model.__class__ = Unique
+    assert policy.way is RereadRows
+
+
+@pytest.mark.parametrize("context", [2, 3, 4, 12])
+def test_a_short_context_is_kept_to(context, tmp_path, monkeypatch):
+    """Learned positions: one token more would be an error."""
+    kind, options = FAMILIES["gpt2"]
+    monkeypatch.setitem(FAMILIES, "short", (kind, options | {"n_positions": context}))
+    policy, read = CausalPolicy(write_family(tmp_path, "short"), temperature=0.9), []
+    policy.model.register_forward_pre_hook(lambda *call: read.append(call[2]["input_ids"].shape[1]), with_kwargs=True)
+    assert policy.way is PaddedRows
+    assert max(read) == context
+    policy.model._forward_pre_hooks.clear()
+    check_sampling(policy, sample(policy, [(2,), (3,)], context - 1))
+
+
+@pytest.mark.parametrize("context", [12, None])
+@pytest.mark.parametrize("window", [0, 5, 32])
+def test_the_probe_pads_and_crosses_the_window_in_the_prompt_and_on_the_way(context, window, policy):
+    texts = probe_texts(policy.model, frozenset({0, 1, 2}), context, window)
+    shorter, longer = texts.prompt_mask.sum(-1).tolist()
+    steps = texts.response_tokens.shape[-1]
+    assert 0 < shorter < longer == texts.prompt_tokens.shape[1]
+    assert context is None or longer + steps <= context
+    if context is None:
+        assert shorter <= max(window, 2) < shorter + steps
+        assert longer > window
+    words = torch.cat([texts.prompt_tokens.flatten(), texts.response_tokens.flatten()])
+    assert set(words.tolist()) <= set(range(3, 14))
+
+
 def test_the_choice_is_made_once_and_said_in_words(policy, caplog):
     with caplog.at_level("INFO"):
         first = sample(policy)
@@ -101,6 +166,40 @@ def test_the_choice_is_made_once_and_said_in_words(policy, caplog):
         "Samples of LlamaForCausalLM are drawn by `FusedRows`, as a probe of the model decided."
     ]
     assert torch.equal(first.sampling_logps, second.sampling_logps)
+
+
+@pytest.mark.parametrize(
+    ("change", "earlier", "taken", "said"),
+    [
+        (None, "PaddedRows", PaddedRows, "by `PaddedRows`, as the run began; a probe of the model would choose `FusedRows` now."),
+        (None, "FusedRows", FusedRows, "by `FusedRows`, as a probe of the model decided."),
+        (without_mask, "RereadRows", RereadRows, "by `RereadRows`, as the run began; a probe of the model would choose `EqualRows` now."),
+        (
+            without_mask,
+            "PaddedRows",
+            EqualRows,
+            "by `EqualRows`, as a probe of the model decided: `PaddedRows`, by which the run began, does",
+        ),
+        (without_mask, "FusedRows", EqualRows, "`FusedRows`, by which the run began, does not serve it any more."),
+        (None, "OlderRows", FusedRows, "`OlderRows`, by which the run began, does not serve it any more."),
+    ],
+)
+def test_the_way_that_a_run_began_with_is_kept_while_it_is_exact(change, earlier, taken, said, policy, caplog):
+    policy = policy if change is None else odd(policy, change)
+    policy.decoding = earlier
+    with caplog.at_level("INFO"):
+        assert policy.way is taken
+        assert policy.way is taken
+    assert policy.decoding == taken.__name__
+    assert [said in record.message for record in caplog.records] == [True]
+
+
+def test_a_faster_way_that_is_off_by_more_than_rounding_is_not_taken(policy, monkeypatch):
+    """Nor kept."""
+    read = FusedRows.read
+    monkeypatch.setattr(FusedRows, "read", lambda *given: read(*given) + 1e-4 * torch.arange(14))
+    policy.decoding = "FusedRows"
+    assert policy.way is PaddedRows
 
 
 def test_the_probe_draws_nothing_and_leaves_modes_alone(tmp_path):

@@ -93,7 +93,7 @@ def test_weights_are_those_of_the_last_step(tmp_path):
 def test_the_same_tokens_as_in_the_plain_way(tmp_path):
     policy = CausalPolicy(write_tiny(tmp_path), temperature=0.9)
     fast = sample(policy)
-    policy._way = PaddedRows
+    policy.decoding = "PaddedRows"
     plain = sample(policy)
     assert torch.equal(fast.response_tokens, plain.response_tokens)
     assert_close(fast.sampling_logps, plain.sampling_logps, atol=2e-5, rtol=0)

@@ -7,7 +7,7 @@ import torch
 from torch.testing import assert_close
 
 from lit_align.models import CausalPolicy, reading
-from lit_align.models.layouts import Texts
+from lit_align.models.layouts import Texts, prefix_plan, rows_plan
 from lit_align.models.reading import CHUNKED, LAYOUTS, PICKED, Layout, ResponseReader, cheapest
 from lit_align.models.trees import packed, rooms, tree_plan
 from tests.models.batches import make_rollouts
@@ -135,6 +135,22 @@ def test_little_of_packed_rows_is_padding():
 def test_rooms_reach_from_the_longest_text_to_the_largest_tree():
     found = rooms([(4, [9, 5]), (1, [2] * 90)])
     assert found == sorted({12, 13, 15, 18, 21, 24, 30, 36, 48, 72, 91})
+
+
+def test_rows_and_those_after_a_prefix_hold_what_is_read():
+    """No last token, and padding that repeats what stands before it, as no mask hides it."""
+    pairs = [(prompt, response) for prompt, group in zip(PROMPTS, RESPONSES, strict=True) for response in group]
+    plan = rows_plan(Texts.of(ROLLOUTS))
+    read = [[*prompt, *response[:-1]] for prompt, response in pairs]
+    width = max(map(len, read))
+    assert plan.tokens.tolist() == [row + row[-1:] * (width - len(row)) for row in read]
+    assert (plan.mask, plan.positions) == (None, None)
+    plan = prefix_plan(Texts.of(ROLLOUTS))
+    seen = [tokens[mask].tolist() for tokens, mask in zip(plan.prefix.tokens, plan.prefix.mask, strict=True)]
+    assert seen == [prompt[:-1] for prompt in PROMPTS]
+    own = [tokens[mask[6:]].tolist() for tokens, mask in zip(plan.tokens, plan.mask, strict=True)]
+    assert own == [[prompt[-1], *response[:-1]] for prompt, response in pairs]
+    assert plan.owners.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
 
 
 def of_lengths(*groups: tuple[int, list[int]]) -> Texts:

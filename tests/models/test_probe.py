@@ -12,6 +12,7 @@ from transformers import LlamaForCausalLM
 from lit_align.data import ListPrompts
 from lit_align.models import CausalPolicy, LoRA, trees
 from lit_align.models import policy as policy_file
+from lit_align.models.decoding import PaddedRows
 from lit_align.models.probe import probe
 from lit_align.models.reading import CHUNKED, PICKED
 from lit_align.types import UserError
@@ -201,11 +202,13 @@ def test_a_run_says_once_what_it_chose_and_a_resumed_one_keeps_it(folder, tmp_pa
     trained, sampled = said
     assert sampled.startswith("Samples of LlamaForCausalLM are drawn by `FusedRows`")
     assert trained.startswith("LlamaForCausalLM is trained in padded rows or prompts read once into a cache or a row per prompt")
-    module.policy.layouts = ("rows", PICKED)  # as if an earlier version had found less
+    module.policy.layouts, module.policy.decoding = ("rows", PICKED), "PaddedRows"  # as if an earlier version had found less
     trainer.save_checkpoint(tmp_path / "saved.ckpt")
     again = make_dar(folder)
     make_trainer(tmp_path, max_epochs=2).fit(again, make_data(), ckpt_path=tmp_path / "saved.ckpt")
     assert again.policy.layouts == ("rows", PICKED)
+    assert again.policy.way is PaddedRows
+    assert sum("by `PaddedRows`, as the run began" in words for words in said) == 1
     other = make_dar(folder)
     other.policy = CausalPolicy(folder, gradient_checkpointing=True)
     module.policy.layouts = ("rows", "prefix", PICKED)  # with checkpointing a mistake

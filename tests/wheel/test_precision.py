@@ -1,5 +1,7 @@
 """Sampler, training forward and reference see the same tokens at the same positions, in any precision."""
 
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,14 +10,19 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from lit_align.algorithms import DAR
+from lit_align.algorithms import DAR, AlignmentModule
+from lit_align.algorithms.reduction import in_chunks
 from lit_align.models import CausalPolicy
 from lit_align.models.decoding import PaddedRows
-from lit_align.types import UserError
+from lit_align.types import AlignmentBatch, UserError
 from tests.tiny import adamw, make_dar, sgd, write_tiny
 from tests.wheel.harness import fit
 
 MIXED = {"precision": "bf16-mixed"}
+
+
+def flat(module: AlignmentModule) -> Tensor:
+    return torch.cat([p.detach().flatten() for p in module.policy.parameters()])
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
@@ -34,10 +41,30 @@ def test_the_first_divergence_is_none(pad: bool, temperature: float, tmp_path: P
     assert float(batch.sampling_response_logps.mean()) < -5, "there are nats to disagree about"
 
 
+def test_to_keep_the_samplers_log_probs_saves_forwards_and_changes_nothing(tiny: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def recomputed(self: AlignmentModule, batch: AlignmentBatch, chunk_prompts: int) -> AlignmentBatch:
+        return replace(batch, sampling_logps=in_chunks(self._logps, batch, chunk_prompts))
+
+    found, forwards = [], []
+    for recompute in (False, True):
+        if recompute:
+            monkeypatch.setattr(AlignmentModule, "_with_training_logps", recomputed)
+        module, count = make_dar(tiny, optimizer=sgd(1.0)), Counter[bool]()
+        before = flat(module)
+        module.policy.register_forward_hook(lambda *_, count=count: count.update([torch.is_grad_enabled()]))
+        fit(root / str(recompute), tiny, module=module, trainer={"max_epochs": 3}, chunk_prompts=4)
+        found.append(flat(module) - before)
+        forwards.append(count)
+    assert forwards[0] == {True: 6, False: 1}, "six micro-batches, and the first chunk to see that both agree"
+    assert forwards[1] == {True: 6, False: 6}
+    assert found[0].norm() > 0.1
+    assert (found[0] - found[1]).norm() < 1e-4 * found[0].norm()
+
+
 @pytest.mark.parametrize("shift", [-1, 1])
 def test_a_wrong_position_in_the_cache_ends_the_run(shift: int, tiny: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module = make_dar(tiny)
-    module.policy._way = PaddedRows  # as if the probe had been content
+    module.policy._way, module.policy.decoding = PaddedRows, "PaddedRows"  # as if the probe had been content
     model = module.policy.model
     forward = model.forward
 
