@@ -141,7 +141,8 @@ class CausalPolicy(Policy):
         """See `Policy.next_token_logits`; the cache is a `RowCache`."""
         if cache is None:
             cache = standing_way(self.way, self.model)(self.model)
-        return cache.read(tokens, mask).float() / self.temperature, cache
+        logits = cache.read(tokens, mask).float()
+        return (logits if self.temperature == 1 else logits / self.temperature), cache
 
     @property
     def way(self) -> type[RowCache]:
