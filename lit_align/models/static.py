@@ -74,16 +74,17 @@ def run_and_record(step: Callable[[], None], device: torch.device) -> Callable[[
     if device.type != "cuda":
         step()
         return step
-    here, aside = torch.cuda.current_stream(), torch.cuda.Stream()
-    aside.wait_stream(here)
-    with torch.cuda.stream(aside):
-        step()
-    here.wait_stream(aside)
-    graph = torch.cuda.CUDAGraph()
-    # Back to this stream, where recording itself fails to go back; and an annotator may be at work on the GPU in another thread.
-    with torch.cuda.stream(here), torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        step()
-    return graph.replay
+    with torch.cuda.device(device):
+        here, aside = torch.cuda.current_stream(), torch.cuda.Stream()
+        aside.wait_stream(here)
+        with torch.cuda.stream(aside):
+            step()
+        here.wait_stream(aside)
+        graph = torch.cuda.CUDAGraph()
+        # Back to this stream, where recording itself fails to go back; and an annotator may be at work on the GPU in another thread.
+        with torch.cuda.stream(here), torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            step()
+        return graph.replay
 
 
 @final

@@ -256,6 +256,7 @@ class Gpu:
             "current_stream": lambda: Queue(self, self.now),
             "Stream": lambda: Queue(self, "aside"),
             "stream": self.stream,
+            "device": self.device,
         }.items():
             monkeypatch.setattr(torch.cuda, name, value)
         monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: self)
@@ -271,6 +272,11 @@ class Gpu:
             yield
         finally:
             self.now = before
+
+    @contextmanager
+    def device(self, device):
+        assert device == torch.device("cuda", 1)
+        yield
 
     @contextmanager
     def graph(self, graph, capture_error_mode):
@@ -291,7 +297,7 @@ class Queue:
 
 def test_a_step_is_taken_aside_and_then_recorded(monkeypatch):
     gpu = Gpu(monkeypatch)
-    again = static.run_and_record(lambda: gpu.said.append(f"step, {gpu.now}"), torch.device("cuda"))
+    again = static.run_and_record(lambda: gpu.said.append(f"step, {gpu.now}"), torch.device("cuda", 1))
     assert gpu.said == ["aside waits for here", "step, aside", "here waits for aside", "step, recording"]
     again()
     assert gpu.said[-1] == "replay"
@@ -305,7 +311,7 @@ def test_work_goes_on_where_it_was_if_recording_fails(monkeypatch):
             raise RuntimeError("not permitted")
 
     with pytest.raises(RuntimeError, match="not permitted"):
-        static.run_and_record(step, torch.device("cuda"))
+        static.run_and_record(step, torch.device("cuda", 1))
     assert gpu.now == "here"
 
 
