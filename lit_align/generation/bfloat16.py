@@ -17,7 +17,7 @@ from lit_align.types import EncodedPrompt, Policy, Rollouts, Sampler, Stream, Us
 class Bfloat16Sampler(Sampler):
     """Lets a copy of the policy in bfloat16 draw what the policy, in float32, is trained on.
 
-    The copy, half as large as the policy, is made at the first rollout and brought up to date at every other one; an adapter is merged into
+    The copy, half as large as the policy, is made at the first rollout and brought up to date at every later one; an adapter is merged into
     it. It is read as `CacheSampler` reads the policy: the same noise, ways, stop strings. Rounded weights are another distribution, so
     the copy is treated as the engine of an `EngineSampler` is: ``engine_logps`` are its own, ``sampling_logps`` are computed again by the
     training forward, and the loss of every response is multiplied by the truncated ratio of the two (losses of pairs are not).

@@ -10,7 +10,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from torch.testing import assert_close
 
-from lit_align.algorithms import DAR, DPO, RLOO
+from lit_align.algorithms import DAR, RLOO
 from lit_align.data import ListPrompts
 from lit_align.generation import Bfloat16Sampler, CacheSampler
 from lit_align.models import CausalPolicy, LoRA
@@ -121,15 +121,9 @@ def test_evaluations_are_of_the_policy_in_float32(tiny: str, root: Path) -> None
 
 def test_an_adapter_in_mixed_precision(tiny: str, root: Path) -> None:
     module = DAR(CausalPolicy(tiny, lora=LoRA(rank=2)), optimizer=adamw(3e-2))
-    result = run(root, tiny, module, trainer={"max_epochs": 3, "precision": "bf16-mixed"})
+    result = run(root, tiny, module, trainer={"max_epochs": 2, "precision": "bf16-mixed"})
     assert all(0 < metrics["engine/logp_difference"] < 0.05 for metrics in result.recorder.metrics)
-    assert result.trainer.global_step == 6
-
-
-def test_pairs_are_trained_on_as_they_are(tiny: str, root: Path) -> None:
-    result = run(root, tiny, DPO(CausalPolicy(tiny), optimizer=sgd(1e-3)), trainer={"max_epochs": 1})
-    assert result.recorder.metrics[0]["engine/factor_mean"] != 1
-    assert result.trainer.global_step == 2
+    assert result.trainer.global_step == 4
 
 
 def test_a_policy_that_the_trainer_has_rounded_is_refused(tiny: str, root: Path) -> None:
