@@ -150,7 +150,8 @@ class CausalPolicy(Policy):
         if self._way is None or self._way.__name__ != self.decoding:
             with self.inference(), torch.autocast(next(self.parameters()).device.type, enabled=False):
                 reserved = self.special_ids | self.eos_ids | {self.pad_id}
-                faster = FusedRows if fits(self.model) else None
+                exact = next(self.model.parameters()).dtype == torch.float32  # else the probe could not tell it from a misread text
+                faster = FusedRows if exact and fits(self.model) else None
                 self._way, because = chosen_way(self.model, reserved, self.context_length, faster, self.decoding)
             self.decoding = self._way.__name__
             rank_zero_info(because)
@@ -202,11 +203,27 @@ class CausalPolicy(Policy):
         """The policy with its adapter off or, where the whole model is trained, loaded again from ``path``."""
         if self.lora is not None:
             return AdapterOffReference(self)
-        copy = CausalPolicy(
-            self.path, self.temperature, self.dtype, self.chat_template, self.template_options, attn_implementation=self.attn_implementation
-        )
+        copy = self._loaded_again(self.dtype)
         copy.layouts = self.layouts  # so that both round alike
         return FrozenReference(copy, offload=self.reference_offload)
+
+    def rounded(self, copy: Policy | None = None) -> "CausalPolicy":
+        """See `Policy.rounded`. It is read in the way that was found for the policy itself, in float32: a probe of rounded weights
+        could not tell rounding from a slightly misread text."""
+        if narrow := {str(p.dtype).removeprefix("torch.") for p in self.model.parameters()} - {"float32"}:
+            raise UserError(
+                f"policy: its weights are {' and '.join(sorted(narrow))} already, so there is nothing to gain from a copy in bfloat16. "
+                "Sample with lit_align.generation.CacheSampler, or train float32 weights: `policy.dtype: float32` and, of the Trainer, no "
+                "`precision: bf16-true`."
+            )
+        way = self.way
+        if not isinstance(copy, CausalPolicy):
+            copy = self._loaded_again("bfloat16").eval().requires_grad_(False)
+        copy.to(next(self.model.parameters()).device)
+        merge_into(copy.model, self.model)
+        copy.temperature, copy.eos_ids = self.temperature, self.eos_ids
+        copy._way, copy.decoding = way, self.decoding
+        return copy
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """See `Policy.weights`. A model whose layers are other ones in memory than in its files is converted as a whole."""
@@ -224,6 +241,12 @@ class CausalPolicy(Policy):
             merge_into(model, self.model)
         model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
+
+    def _loaded_again(self, dtype: DType) -> "CausalPolicy":
+        """All of the model as it was before training, without an adapter."""
+        return CausalPolicy(
+            self.path, self.temperature, dtype, self.chat_template, self.template_options, attn_implementation=self.attn_implementation
+        )
 
     @property
     def _end(self) -> int:
