@@ -619,6 +619,20 @@ class Policy(TextModel):
             f"{type(self).__name__} gives its weights to no engine: it has no `weights`. Sample with lit_align.generation.CacheSampler."
         )
 
+    def rounded(self, copy: "Policy | None" = None) -> "Policy":
+        """The policy as it is now with its weights rounded to bfloat16, an adapter merged into them: to be sampled from, not trained. On
+        all ranks inside `inference`.
+
+        Args:
+            copy: what an earlier call returned; it is brought up to date in place, and returned.
+
+        Raises:
+            UserError: if this policy can't be copied, or has no float32 weights to round.
+        """
+        raise UserError(
+            f"{type(self).__name__} can't be copied to bfloat16: it has no `rounded`. Sample with lit_align.generation.CacheSampler."
+        )
+
 
 class Critic(nn.Module, ABC):
     """Expects a reward: a model beside the policy that is trained with it."""

@@ -214,6 +214,12 @@ def test_what_the_page_on_engines_tells_to_run_runs(folder: Path) -> None:
     assert [event.value for event in found.Scalars("engine/staleness")] == [0, 0]
 
 
+def test_what_the_page_on_sampling_tells_to_run_runs(folder: Path) -> None:
+    run_commands(ROOT / "docs" / "sampling.md")
+    found = plotted(folder / "runs" / "bf16")
+    assert [0 < event.value < 0.1 for event in found.Scalars("engine/logp_difference")] == [True, True]
+
+
 def test_the_page_on_engines_has_every_metric(folder: Path) -> None:
     source = (ROOT / "lit_align" / "algorithms" / "mismatch.py").read_text(encoding="utf-8")
     text = (ROOT / "docs" / "engines.md").read_text(encoding="utf-8")

@@ -130,11 +130,16 @@ class EngineSampler(Sampler):
 def _whole(policy: Policy) -> Iterator[tuple[str, Tensor]]:
     for name, weight in policy.weights():
         if not weight.numel():
-            raise UserError(
-                f"The policy's {name} is spread over ranks and can't be sent to an engine, as under DeepSpeed ZeRO-3. Use another "
-                "strategy, such as ddp, or sample with lit_align.generation.CacheSampler."
-            )
+            raise spread(name)
         yield name, weight
+
+
+def spread(name: str) -> UserError:
+    """What to say of a weight of which this rank has nothing."""
+    return UserError(
+        f"The policy's {name} is spread over ranks and can't be copied, as under DeepSpeed ZeRO-3. Use another strategy, such as ddp, or "
+        "sample with lit_align.generation.CacheSampler."
+    )
 
 
 def _cut(one: Written, row: int, stops: StopStrings) -> Written:

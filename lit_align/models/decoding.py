@@ -188,8 +188,9 @@ class _Trial:
         gap = float(gaps.mean(-1).max())  # of a row, as rounding may send a token to another expert
         if not gap <= _tolerance(self.model) or (way not in WAYS and float(gaps.max()) > _same(self.model)):
             return f"{gap:.2g} nats per token"
-        unsure = self.cut and way is not RereadRows and not _confirmed_by_copy(self.model, way)
-        return "beyond its window" if unsure else ""
+        rounded = way not in WAYS and next(self.model.parameters()).dtype != torch.float32  # which would hide a misread text
+        unsure = (self.cut or rounded) and way is not RereadRows and not _confirmed_by_copy(self.model, way)
+        return "in a small copy" if unsure else ""
 
     def gaps(self, way: type[RowCache]) -> Tensor:
         """How far it is from that when it is read like this, nats of every token ``[4, T]``."""

@@ -26,10 +26,11 @@ ROTATION_OPTIONS = {"rope_type", "rope_theta", "factor", "low_freq_factor", "hig
 
 
 def fits(model: Any) -> bool:
-    """Whether `FusedRows` can read this model as it is now: float32 weights, whole and on the CPU, of a Llama's modules and nothing
-    else, that attend to all of a text."""
+    """Whether `FusedRows` can read this model as it is now: weights of one dtype, float32 or bfloat16, whole and on the CPU, of a Llama's
+    modules and nothing else, that attend to all of a text."""
     weights = list(model.parameters())
-    plain = all(w.dtype == torch.float32 and w.device.type == "cpu" and not isinstance(w, DTensor) for w in weights)
+    alike = {w.dtype for w in weights} in ({torch.float32}, {torch.bfloat16})
+    plain = alike and all(w.device.type == "cpu" and not isinstance(w, DTensor) for w in weights)
     small = sum(w.numel() for w in weights) <= LARGEST
     changed = any(module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module) for module in model.modules())
     if not plain or not small or changed or torch.is_autocast_enabled("cpu"):
@@ -124,9 +125,9 @@ class FusedRows(RowCache):
         self._embedding, self._head = backbone.embed_tokens.weight.clone(), _Product.of(model.get_output_embeddings())
         self._heads, self._groups = config.num_attention_heads, config.num_key_value_heads
         self._width = self._blocks[0].qkv.weight.shape[1] // (self._heads + 2 * self._groups)
-        self._length = 0  # tokens read
-        self._memory = torch.empty(len(self._blocks), 2, 0, self._groups, 0, self._width)  # keys and values [layers, 2, N, G, room, D]
-        self._rotation = torch.empty(2, 0, self._width)  # cosines and signed sines of positions [2, room, D]
+        self._length, like = 0, self._embedding.new_empty  # tokens read
+        self._memory = like(len(self._blocks), 2, 0, self._groups, 0, self._width)  # keys and values [layers, 2, N, G, room, D]
+        self._rotation = like(2, 0, self._width)  # cosines and signed sines of positions [2, room, D]
 
     @torch.no_grad()
     def read(self, tokens: Tensor, mask: Tensor) -> Tensor:
@@ -136,7 +137,7 @@ class FusedRows(RowCache):
         if self._length > self._memory.shape[-2]:
             self._move(torch.arange(rows) if start else torch.empty(0, dtype=torch.long), rows, 2 * self._length)
         rotation = self._rotation[:, positions_of(mask)[:, -count:]].unsqueeze(2)  # [2, N, 1, S, D]
-        hidden, hides = self._embedding[tokens], _hides(mask, count)
+        hidden, hides = self._embedding[tokens], _hides(mask, count, self._embedding)
         for block, (keys, values) in zip(self._blocks, self._memory, strict=True):
             parts = block.qkv(block.before_attention(hidden)).view(rows, count, -1, self._width).transpose(1, 2)
             queries, new_keys, new_values = parts.split([self._heads, self._groups, self._groups], 1)
@@ -184,12 +185,12 @@ def _rotated(x: Tensor, rotation: Tensor) -> Tensor:
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), signed_sin)
 
 
-def _hides(mask: Tensor, count: int) -> Tensor | None:
-    """Minus infinity where one of the last ``count`` tokens may not look, ``[N, 1, S, L]``; None where each may look everywhere. Padding
-    sees itself, since a row of nothing would be NaN."""
+def _hides(mask: Tensor, count: int, like: Tensor) -> Tensor | None:
+    """Minus infinity where one of the last ``count`` tokens may not look, ``[N, 1, S, L]`` in the dtype of ``like``; None where each may
+    look everywhere. Padding sees itself, since a row of nothing would be NaN."""
     if count == 1 and bool(mask.all()):
         return None
     length = mask.shape[1]
     back = torch.arange(length - count, length).unsqueeze(-1) - torch.arange(length)  # [S, L]
     seen = (mask.unsqueeze(1) & (back >= 0)) | (back == 0)
-    return torch.zeros(seen.shape).masked_fill_(~seen, -torch.inf).unsqueeze(1)
+    return like.new_zeros(seen.shape).masked_fill_(~seen, -torch.inf).unsqueeze(1)

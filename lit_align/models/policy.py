@@ -16,7 +16,7 @@ from lit_align.functional.entropy import token_entropy
 from lit_align.functional.logprobs import token_logps, vocabulary_logps
 from lit_align.models.chat import check_options, render
 from lit_align.models.decoding import CACHES, RowCache, chosen_way
-from lit_align.models.faster import faster_way, standing_way
+from lit_align.models.faster import standing_way, way_to_try
 from lit_align.models.layouts import Texts
 from lit_align.models.loading import DType, checkpoint_activations, load_causal, load_tokenizer
 from lit_align.models.lora import LoRA, add_adapter, checkpoint_adapter_only, merge_into, merged_weights
@@ -151,9 +151,9 @@ class CausalPolicy(Policy):
             with self.inference(), torch.autocast(next(self.parameters()).device.type, enabled=False):
                 reserved = self.special_ids | self.eos_ids | {self.pad_id}
                 choose = partial(chosen_way, self.model, reserved, self.context_length, earlier=self.decoding)
-                way, because = choose(faster_way(self.model))
+                way, because = choose(way_to_try(self.model))
                 if way is not standing_way(way, self.model):  # its steps could not be recorded
-                    way, because = choose(faster_way(self.model))
+                    way, because = choose(way_to_try(self.model))
             self._way, self.decoding = way, way.__name__
             rank_zero_info(because)
         return self._way
@@ -204,11 +204,27 @@ class CausalPolicy(Policy):
         """The policy with its adapter off or, where the whole model is trained, loaded again from ``path``."""
         if self.lora is not None:
             return AdapterOffReference(self)
-        copy = CausalPolicy(
-            self.path, self.temperature, self.dtype, self.chat_template, self.template_options, attn_implementation=self.attn_implementation
-        )
+        copy = self._loaded_again(self.dtype)
         copy.layouts = self.layouts  # so that both round alike
         return FrozenReference(copy, offload=self.reference_offload)
+
+    def rounded(self, copy: Policy | None = None) -> "CausalPolicy":
+        """See `Policy.rounded`. It is read in the way that was found for the policy itself, in float32: a probe of rounded weights
+        could not tell rounding from a slightly misread text."""
+        if narrow := {str(p.dtype).removeprefix("torch.") for p in self.model.parameters()} - {"float32"}:
+            raise UserError(
+                f"policy: its weights are {' and '.join(sorted(narrow))} already, so there is nothing to gain from a copy in bfloat16. "
+                "Sample with lit_align.generation.CacheSampler, or train float32 weights: `policy.dtype: float32` and, of the Trainer, no "
+                "`precision: bf16-true`."
+            )
+        way = self.way
+        if not isinstance(copy, CausalPolicy):
+            copy = self._loaded_again("bfloat16").eval().requires_grad_(False)
+        copy.to(next(self.model.parameters()).device)
+        merge_into(copy.model, self.model)
+        copy.temperature, copy.eos_ids = self.temperature, self.eos_ids
+        copy._way, copy.decoding = way, self.decoding
+        return copy
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """See `Policy.weights`. A model whose layers are other ones in memory than in its files is converted as a whole."""
@@ -226,6 +242,12 @@ class CausalPolicy(Policy):
             merge_into(model, self.model)
         model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
+
+    def _loaded_again(self, dtype: DType) -> "CausalPolicy":
+        """All of the model as it was before training, without an adapter."""
+        return CausalPolicy(
+            self.path, self.temperature, dtype, self.chat_template, self.template_options, attn_implementation=self.attn_implementation
+        )
 
     @property
     def _end(self) -> int:

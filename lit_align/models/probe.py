@@ -141,7 +141,7 @@ class _Subject:
         finally:
             handle.remove()
         known = torch.cat([self.texts.prompt_tokens.flatten(), self.texts.response_tokens.flatten()]).unique()
-        total = torch.zeros(len(known), gradients[0].shape[-1], device=logps.device)
+        total = torch.zeros(len(known), gradients[0].shape[-1], dtype=torch.float32, device=logps.device)
         for (tokens, _), gradient in zip(embedded, gradients, strict=True):  # of padding it is 0
             total.index_add_(0, torch.searchsorted(known, tokens.flatten()), gradient.flatten(0, -2).float())
         return Said(logps.detach().float(), total)

@@ -56,7 +56,7 @@ from lit_align.data import (
     OnlineDataModule,
     PreferenceDataModule,
 )
-from lit_align.generation import CacheSampler, EngineSampler, VLLMEngine
+from lit_align.generation import Bfloat16Sampler, CacheSampler, EngineSampler, VLLMEngine
 from lit_align.models import CausalPolicy, LoRA, ValueModel
 from lit_align.quickstart.rules import gold_score, proxy_score
 from lit_align.quickstart.world import write_world
@@ -600,6 +600,12 @@ def test_the_file_of_vllm_names_an_engine_that_is_not_started() -> None:
     assert isinstance(sampler, EngineSampler)
     assert isinstance(sampler.engine, VLLMEngine)
     assert (sampler.engine.path, sampler.engine.version, sampler.max_staleness) == ("my-model", None, 0)
+
+
+def test_the_file_of_the_bfloat16_copy_changes_the_sampler_alone() -> None:
+    sampler = build(ANCHORED, "quickstart.yaml", "sampler/bf16.yaml").datamodule.sampler
+    assert isinstance(sampler, Bfloat16Sampler)
+    assert (sampler.max_new_tokens, sampler.stop, sampler.max_factor, sampler.max_staleness) == (64, (), 2.0, 0)
 
 
 def test_the_callbacks_file_shows_a_run() -> None:

@@ -63,6 +63,25 @@ def test_other_families_of_the_same_modules(tmp_path, family):
     assert_equal(CausalPolicy(write_family(tmp_path, family)))
 
 
+@pytest.mark.parametrize("shape", ["tied", "four heads, two keys", "biases", "wide heads"])
+def test_a_rounded_copy_is_read_as_exactly_as_its_own_forward_reads_it(tmp_path, shape):
+    policy = randomise(CausalPolicy(write_tiny(tmp_path, **SHAPES[shape])))
+    with policy.inference():
+        copy = policy.rounded()
+    assert fits(copy.model)
+    assert copy.way is FusedRows
+    exact, plain, fast = read(policy, PaddedRows), read(copy, PaddedRows), read(copy, FusedRows)
+    assert fast.dtype == torch.bfloat16
+    assert 1e-3 < (fast - exact).abs().mean() < 1.5 * (plain - exact).abs().mean()
+
+
+def test_in_bfloat16_the_plain_way_is_not_left_by_itself(tmp_path, monkeypatch):
+    monkeypatch.setattr("lit_align.models.decoding.SAME", 1.0)  # as if rounding happened to be the same
+    policy = CausalPolicy(write_tiny(tmp_path), dtype="bfloat16")
+    assert fits(policy.model)
+    assert policy.way is PaddedRows, "the probe can't tell rounding from another text"
+
+
 def test_an_adapter_is_merged_into_the_copy_and_nowhere_else(tmp_path):
     policy = make_policy(tmp_path, "llama", "LoRA")
     before = {name: p.detach().clone() for name, p in policy.named_parameters()}
@@ -128,8 +147,12 @@ def windowed(policy):
     policy.model.config.sliding_window = 5
 
 
-def in_bfloat16(policy):
-    policy.to(torch.bfloat16)
+def partly_in_bfloat16(policy):
+    policy.model.lm_head.to(torch.bfloat16)
+
+
+def in_half_precision(policy):
+    policy.to(torch.float16)
 
 
 def elsewhere(policy):
@@ -138,7 +161,18 @@ def elsewhere(policy):
 
 @pytest.mark.parametrize(
     "change",
-    [hooked, with_a_part, with_a_parameter, forward_replaced, long_rotation, unknown_rotation, windowed, in_bfloat16, elsewhere],
+    [
+        hooked,
+        with_a_part,
+        with_a_parameter,
+        forward_replaced,
+        long_rotation,
+        unknown_rotation,
+        windowed,
+        partly_in_bfloat16,
+        in_half_precision,
+        elsewhere,
+    ],
 )
 def test_a_model_with_anything_else_is_not_recognised(tmp_path, change):
     policy = CausalPolicy(write_tiny(tmp_path))

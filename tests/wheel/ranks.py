@@ -21,7 +21,7 @@ from callbacks import Histograms, JudgeEvaluation, KLMonitor, SampleTable, Throu
 from lit_align.algorithms import DAR, DPO, MovingAverage, RunningMax
 from lit_align.annotators import FunctionAnnotator, Refreshed, RewardModelAnnotator
 from lit_align.data import Budget, ListPrompts, OnlineDataModule
-from lit_align.generation import CacheSampler
+from lit_align.generation import Bfloat16Sampler, CacheSampler
 from lit_align.models import CausalPolicy, LoRA
 from lit_align.types import Prompt, UserError
 from tests.data.test_preferences import data_of, many, moving
@@ -130,6 +130,15 @@ class Ranks:
         with pytest.raises(UserError) as error:
             self.fit("sharded-adapter", SHARDED | self.mesh, module=adapted(self.model), micro_batch_prompts=2)
         return str(error.value)
+
+    def rounded(self) -> dict[str, Any]:
+        """A copy in bfloat16 on each rank draws, of weights that are whole or sharded."""
+        found = {}
+        for name, trainer in (("ddp", {"max_epochs": 2}), ("fsdp2", SHARDED | self.mesh)):
+            options = {"sampler": Bfloat16Sampler(max_new_tokens=8), "micro_batch_prompts": 2}
+            result = self.fit(f"rounded-{name}", trainer, module=dar(self.model), **options)
+            found[name] = {"metrics": result.recorder.metrics, "texts": texts(result.recorder)}
+        return found
 
     @property
     def mesh(self) -> dict[str, Any]:
@@ -291,6 +300,7 @@ def main() -> None:
         ranks.refreshed,
         ranks.resumed,
         ranks.sharded,
+        ranks.rounded,
         ranks.one_bad_rank,
         ranks.one_bad_gradient,
         ranks.one_silent_rank,

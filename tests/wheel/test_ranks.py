@@ -160,6 +160,14 @@ def test_a_sharded_adapter_is_refused(both: list[dict[str, Any]]) -> None:
     assert "Use strategy ddp" in both[0]["sharded"]["refused"]
 
 
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_a_copy_in_bfloat16_follows_the_policy_on_both(strategy: str, both: list[dict[str, Any]]) -> None:
+    first, second = (rank["rounded"][strategy] for rank in both)
+    assert first["metrics"] == second["metrics"]
+    assert all(1e-4 < metrics["engine/logp_difference"] < 0.03 for metrics in first["metrics"])
+    assert not first["texts"][1].keys() & second["texts"][1].keys(), "each drew for its own prompts"
+
+
 @pytest.mark.parametrize("moment", ["end", "after-2", "after-5"])
 def test_a_resumed_run_ends_where_the_whole_one_does(moment: str, both: list[dict[str, Any]]) -> None:
     assert [rank["resumed"][moment] for rank in both] == [[], []]
