@@ -247,6 +247,18 @@ def test_bfloat16_is_replayed_too(tmp_path, recorded):
     assert sample(policy).finished.shape == (3, 2)
 
 
+def test_in_bfloat16_a_small_copy_in_float32_has_to_confirm_it(tmp_path, monkeypatch):
+    """A text misread by less than the rounding of bfloat16 explains."""
+    policy, right = CausalPolicy(write_tiny(tmp_path, initializer_range=0.05), dtype="bfloat16"), static._take_step
+
+    def tilted(model, memory):
+        right(model, memory)
+        memory.logits.add_(0.01 * torch.arange(memory.logits.shape[-1]))
+
+    monkeypatch.setattr(static, "_take_step", tilted)
+    assert policy.way is PaddedRows
+
+
 class Gpu:
     """The names that recording uses, and the order in which it uses them."""
 
