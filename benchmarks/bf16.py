@@ -23,7 +23,7 @@ from typing import Any, final
 import torch
 from lightning.pytorch import LightningModule, Trainer
 
-from benchmarks.gpu import SHAPES, write_model
+from benchmarks.gpu.case import SHAPES, write_model
 from benchmarks.runs import markdown
 from benchmarks.vs_trl import ours
 from benchmarks.vs_trl.case import Algorithm, Case, published
