@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-COPIED = ("lit_align", "callbacks", "tests", "pyproject.toml")
+COPIED = ("lit_align", "callbacks", "docs", "tests", "pyproject.toml")  # docs: tests of models read them
 SECONDS = 1200  # of one mutation; one that hangs is noticed too
 PASSED, FAILED = 100, 101  # the exit code of a process whose tests pass, whose tests fail; anything else is an accident
 

@@ -88,7 +88,7 @@ def probe(model: Any, context_length: int | None) -> tuple[str, ...]:
 
 def describe(model: Any, choice: Sequence[str]) -> str:
     """The choice in words."""
-    names = {"rows": "padded rows", "prefix": "prompts read once into a cache", "tree": "a row per prompt with all its responses"}
+    names = {"rows": "padded rows", "prefix": "prompts read once into a cache", "tree": "rows of prompts with their responses"}
     layouts = " or ".join(names[name] for name in names if name in choice)
     head = "at response tokens only" if PICKED in choice else "at every token"
     chunks = " and in chunks where they are many" if CHUNKED in choice else ""
