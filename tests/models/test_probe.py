@@ -201,7 +201,7 @@ def test_a_run_says_once_what_it_chose_and_a_resumed_one_keeps_it(folder, tmp_pa
     assert module.reference.policy.layouts == module.policy.layouts
     trained, sampled = said
     assert sampled.startswith("Samples of LlamaForCausalLM are drawn by `FusedRows`")
-    assert trained.startswith("LlamaForCausalLM is trained in padded rows or prompts read once into a cache or a row per prompt")
+    assert trained.startswith("LlamaForCausalLM is trained in padded rows or prompts read once into a cache or rows of prompts")
     module.policy.layouts, module.policy.decoding = ("rows", PICKED), "PaddedRows"  # as if an earlier version had found less
     trainer.save_checkpoint(tmp_path / "saved.ckpt")
     again = make_dar(folder)
