@@ -17,6 +17,7 @@ from lit_align.models.lora import LoraLayer, change_of
 from lit_align.models.positions import positions_of
 
 LARGEST = 10_000_000  # parameters; above, matrix products take most of the time and a copy of the weights only memory
+WIDE, ROWS = 1024, 32  # columns from which packing a matrix saves time, and for products of how many rows it is packed
 BACKBONE = {"embed_tokens", "layers", "norm", "rotary_emb"}
 BLOCK = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
 ATTENTION, NORMS = {"q_proj", "k_proj", "v_proj", "o_proj"}, {"q_norm", "k_norm"}
@@ -69,10 +70,12 @@ def _attends_to_all(config: dict[str, Any]) -> bool:
 
 @dataclass(frozen=True)
 class _Product:
-    """One matrix ``[in, out]`` for layers that read the same, with what a LoRA adapter adds; a copy. This way round
-    products of few rows take less time."""
+    """One matrix for layers that read the same, with what a LoRA adapter adds; a copy, in the order in which products of few rows take
+    least time."""
 
-    weight: Tensor
+    columns: int
+    weight: Tensor  # [in, out], or as oneDNN packs it
+    packed: bool
     bias: Tensor | None
 
     @classmethod
@@ -80,12 +83,24 @@ class _Product:
         plain: list[Any] = [layer.get_base_layer() if isinstance(layer, LoraLayer) else layer for layer in layers]
         changes = [change_of(layer) for layer in layers]
         weights = [base.weight if change is None else base.weight + change for base, change in zip(plain, changes, strict=True)]
-        biased = plain[0].bias is not None
-        return cls(torch.cat(weights).t().contiguous(), torch.cat([base.bias for base in plain]) if biased else None)
+        bias = None if plain[0].bias is None else torch.cat([base.bias for base in plain])
+        joined = torch.cat(weights)  # [out, in]
+        packed = _packed(joined) if len(joined) >= WIDE and joined.dtype == torch.float32 else None
+        return cls(len(joined), joined.t().contiguous() if packed is None else packed, packed is not None, bias)
 
     def __call__(self, x: Tensor) -> Tensor:
+        if self.packed:
+            return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
         said = x @ self.weight
         return said if self.bias is None else said + self.bias
+
+
+def _packed(weight: Tensor) -> Tensor | None:
+    """A matrix ``[out, in]`` as oneDNN reads it fastest; None where PyTorch has no such operation, which is none that it documents."""
+    try:
+        return torch.ops.mkldnn._reorder_linear_weight(weight, ROWS)
+    except (AttributeError, NotImplementedError, RuntimeError):
+        return None
 
 
 @dataclass(frozen=True)
@@ -124,7 +139,7 @@ class FusedRows(RowCache):
         self._blocks, self._norm = [_Block(block) for block in backbone.layers], _Norm.of(backbone.norm)
         self._embedding, self._head = backbone.embed_tokens.weight.clone(), _Product.of(model.get_output_embeddings())
         self._heads, self._groups = config.num_attention_heads, config.num_key_value_heads
-        self._width = self._blocks[0].qkv.weight.shape[1] // (self._heads + 2 * self._groups)
+        self._width = self._blocks[0].qkv.columns // (self._heads + 2 * self._groups)
         self._length, like = 0, self._embedding.new_empty  # tokens read
         self._memory = like(len(self._blocks), 2, 0, self._groups, 0, self._width)  # keys and values [layers, 2, N, G, room, D]
         self._rotation = like(2, 0, self._width)  # cosines and signed sines of positions [2, room, D]

@@ -58,6 +58,28 @@ def test_every_shape_of_llama(tmp_path, shape):
     assert_equal(randomise(CausalPolicy(write_tiny(tmp_path, **SHAPES[shape]))))
 
 
+@pytest.mark.parametrize("shape", ["tied", "biases"])
+def test_packed_matrices_say_the_same(tmp_path, monkeypatch, shape):
+    monkeypatch.setattr(fused, "WIDE", 1)
+    policy = randomise(CausalPolicy(write_tiny(tmp_path, **SHAPES[shape])))
+    assert_equal(policy)
+    product = fused._Product.of(policy.model.get_output_embeddings())
+    assert product.packed == torch.backends.mkldnn.is_available()
+    monkeypatch.setattr(fused, "WIDE", product.columns + 1)
+    assert not fused._Product.of(policy.model.get_output_embeddings()).packed
+
+
+def test_where_nothing_can_be_packed_products_are_plain(tmp_path, monkeypatch):
+    def missing(weight, rows):
+        raise AttributeError("no such operation")
+
+    monkeypatch.setattr(fused, "WIDE", 1)
+    monkeypatch.setattr(torch.ops.mkldnn, "_reorder_linear_weight", missing)
+    policy = CausalPolicy(write_tiny(tmp_path))
+    assert_equal(policy)
+    assert not fused._Product.of(policy.model.get_output_embeddings()).packed
+
+
 @pytest.mark.parametrize("family", ["qwen2", "qwen3", "mistral"])
 def test_other_families_of_the_same_modules(tmp_path, family):
     assert_equal(CausalPolicy(write_family(tmp_path, family)))
