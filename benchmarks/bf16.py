@@ -73,13 +73,13 @@ def sampling(case: Case, world: World, rounds: int) -> dict[str, Spread]:
     taken: dict[str, list[float]] = {}
     for number in range(rounds + 1):
         for (dtype, way), reader in sorted(readings.items(), key=lambda item: (item[0][0], item[0][1].__name__)):
-            reader._way = way
+            reader._way, reader.decoding = way, way.__name__
             with reader.inference():
                 start = time.process_time()
                 said = CacheSampler(case.response_tokens).sample(reader, prompts, case.k, Stream(0, "bf16", number))
                 seconds = time.process_time() - start
             if number:  # the first one makes what is made once
-                taken.setdefault(f"{dtype}, {way.__name__}", []).append(1e6 * seconds / int(said.response_mask.sum()))
+                taken.setdefault(f"{dtype}, {reader.way.__name__}", []).append(1e6 * seconds / int(said.response_mask.sum()))
     return {name: Spread.of(values) for name, values in taken.items()}
 
 

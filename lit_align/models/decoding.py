@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from lit_align.functional.logprobs import token_logps
 from lit_align.models.layouts import Texts
 from lit_align.models.positions import positions_of
 from lit_align.models.windows import small_copy, window_to_cross
@@ -199,7 +200,7 @@ class _Trial:
     def _alone(self, b: int, k: int) -> Tensor:
         prompt, own = self.texts.prompt_tokens[b][self.texts.prompt_mask[b]], self.texts.response_tokens[b, k]
         logits = self.model(input_ids=torch.cat([prompt, own]).unsqueeze(0), use_cache=False).logits
-        return _logps(logits[0, len(prompt) - 1 : -1], own)
+        return token_logps(logits[0, len(prompt) - 1 : -1], own)
 
 
 def _confirmed_by_copy(model: Any, way: type[RowCache]) -> bool:
@@ -242,7 +243,7 @@ def read_in_steps(cache: RowCache, texts: Texts) -> Tensor:
         if step > 0:
             mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
             logits = cache.read(own[rows, step - 1].unsqueeze(-1), mask)
-        said[rows, step] = _logps(logits, own[rows, step])
+        said[rows, step] = token_logps(logits, own[rows, step])
         if step == own.shape[1] // 2:
             rows, mask = rows[1:], mask[1:]
             cache.reorder_cache(torch.arange(1, len(own), device=own.device))
@@ -253,11 +254,6 @@ def _of_one_length(mask: Tensor) -> Iterator[Tensor]:
     """Numbers of the rows that are of one length, for each length."""
     lengths = mask.sum(-1)
     return ((lengths == length).nonzero().squeeze(-1) for length in lengths.unique())
-
-
-def _logps(logits: Tensor, tokens: Tensor) -> Tensor:
-    """Of tokens ``[N]``, from ``[N, V]``."""
-    return logits.float().log_softmax(-1).gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
 
 
 def _same(model: Any) -> float:

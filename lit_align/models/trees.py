@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lit_align.models.layouts import Plan, Texts, places, present
+from lit_align.models.positions import positions_of
 
 ROOMS = (1, 1.125, 1.25, 1.5, 1.75, 2, 2.5, 3, 4, 6)  # slots of a row that are tried, in multiples of the longest text
 
@@ -83,7 +84,7 @@ def tree_plan(texts: Texts, room: int) -> Plan:
     first = tree_row * width + tree_start  # slots counted over all rows
     place = places(first + prompt - prompt_mask.shape[1], prompt_mask)[prompt_mask]
     tokens.view(-1)[place] = texts.prompt_tokens[asked][number][prompt_mask]
-    positions.view(-1)[place] = (prompt_mask.cumsum(-1) - 1)[prompt_mask]
+    positions.view(-1)[place] = positions_of(prompt_mask)[prompt_mask]
     trees.view(-1)[place] = torch.arange(len(number), device=device).repeat_interleave(prompt)
 
     own = tree_row[tree] * width + start
