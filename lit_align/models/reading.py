@@ -9,7 +9,7 @@ from transformers import DynamicCache
 
 from lit_align.models.head import CHUNK_ABOVE, Say, in_chunks, picking
 from lit_align.models.layouts import Plan, Texts, prefix_plan, rows_plan
-from lit_align.models.trees import Lengths, packed, rooms, tree_mask, tree_plan
+from lit_align.models.trees import Lengths, Packing, packed, rooms, tree_mask, tree_plan
 
 LAYOUTS = ("rows", "prefix", "tree")  # from the one that no model mistakes to the one that asks most of it
 PICKED, CHUNKED = "picked head", "chunked head"
@@ -18,36 +18,30 @@ UNPROBED = ("rows", PICKED)  # what is taken where nothing was tried
 
 @final
 class Layout(NamedTuple):
-    """One of `LAYOUTS`; a tree's rows have at most so much ``room`` in slots."""
+    """One of `LAYOUTS`; of trees, where in their rows everything is."""
 
     name: str
-    room: int = 0
+    packing: Packing | None = None
 
     def plan(self, texts: Texts) -> Plan:
         """The rows of a forward."""
-        match self.name:
-            case "rows":
-                return rows_plan(texts)
-            case "prefix":
-                return prefix_plan(texts)
-            case _:
-                return tree_plan(texts, self.room)
+        if self.packing is not None:
+            return tree_plan(texts, self.packing)
+        return rows_plan(texts) if self.name == "rows" else prefix_plan(texts)
 
     def cost(self, lengths: Lengths, hidden_size: int) -> float:
         """In slots. A slot costs the 12 H^2 multiplications of a transformer layer of width H, a pair of tokens that may attend 2 H, so one
         slot is worth 6 H pairs. Padding is counted as what it costs."""
         responses = [r for _, group in lengths for r in group]
         longest = max(prompt for prompt, _ in lengths)
-        match self.name:
-            case "rows":
-                width = max(prompt + max(group) for prompt, group in lengths) - 1
-                blocks = [(len(responses), width, width)]
-            case "prefix":
-                before, width = longest - 1, max(responses)
-                blocks = [(len(lengths), before, before), (len(responses), width, before + width)]
-            case _:
-                packing = packed(lengths, self.room)
-                blocks = [(packing.rows, packing.width, packing.width)]
+        if self.packing is not None:
+            blocks = [(self.packing.rows, self.packing.width, self.packing.width)]
+        elif self.name == "rows":
+            width = max(prompt + max(group) for prompt, group in lengths) - 1
+            blocks = [(len(responses), width, width)]
+        else:
+            before, width = longest - 1, max(responses)
+            blocks = [(len(lengths), before, before), (len(responses), width, before + width)]
         return sum(rows * queries * (1 + keys / (6 * hidden_size)) for rows, queries, keys in blocks)
 
 
@@ -57,7 +51,7 @@ def cheapest(lengths: Lengths, allowed: Sequence[str], hidden_size: int) -> Layo
     if "prefix" in allowed and max(len(group) for _, group in lengths) > 1 and max(prompt for prompt, _ in lengths) > 1:
         layouts.append(Layout("prefix"))
     if "tree" in allowed:
-        layouts += [Layout("tree", room) for room in rooms(lengths)]
+        layouts += [Layout("tree", packed(lengths, room)) for room in rooms(lengths)]
     return min(layouts, key=lambda layout: layout.cost(lengths, hidden_size), default=Layout("rows"))
 
 

@@ -70,10 +70,9 @@ def rooms(lengths: Lengths) -> list[int]:
     return sorted({max(prompt + sum(group) - len(group) for prompt, group in lengths)} | {int(text * factor) for factor in ROOMS})
 
 
-def tree_plan(texts: Texts, room: int) -> Plan:
-    """Trees in rows of ``room`` slots; see `packed`."""
+def tree_plan(texts: Texts, packing: Packing) -> Plan:
+    """Trees where `packed` put those of these texts."""
     asked, row, column = present(texts)
-    packing = packed(texts.lengths, room)
     device, width = row.device, packing.width
     number, tree_row, tree_start = torch.tensor(packing.trees, device=device).unbind(-1)  # [trees]
     tree, start = torch.tensor(packing.responses, device=device).unbind(-1)  # [responses]

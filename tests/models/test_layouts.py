@@ -9,7 +9,7 @@ from torch.testing import assert_close
 from lit_align.models import CausalPolicy, reading
 from lit_align.models.layouts import Texts, prefix_plan, rows_plan
 from lit_align.models.reading import CHUNKED, LAYOUTS, PICKED, Layout, ResponseReader, cheapest
-from lit_align.models.trees import packed, rooms, tree_plan
+from lit_align.models.trees import packed, rooms
 from tests.models.batches import make_rollouts
 from tests.models.families import write_family
 from tests.tiny import write_tiny
@@ -19,6 +19,10 @@ PROMPTS = [[2, 5], [7], [3, 4, 5, 6, 7, 8, 9], [2, 2, 11]]
 RESPONSES = [[[5, 6, EOS], [EOS]], [[3, 4, 5, 6, 7, 8], [9, EOS]], [[12, 13, EOS], [13]], [[EOS], [4, 4, 4, 4, EOS]]]
 ROLLOUTS = make_rollouts(PROMPTS, RESPONSES, 0, extra=(1, 2))
 MASK = ROLLOUTS.response_mask
+
+
+def trees_of(texts: Texts, room: int) -> Layout:
+    return Layout("tree", packed(texts.lengths, room))
 
 
 def gradients(policy: CausalPolicy, logps: torch.Tensor) -> list[torch.Tensor]:
@@ -53,9 +57,9 @@ def test_rows_of_any_room_say_the_same(room, policy, monkeypatch):
     """Several trees in a row, several of one prompt, all in one row."""
     policy.layouts = ()
     expected = policy(ROLLOUTS)
-    plan = tree_plan(Texts.of(ROLLOUTS), room)
+    plan = trees_of(Texts.of(ROLLOUTS), room).plan(Texts.of(ROLLOUTS))
     assert len(plan.tokens) == {10: 4, 16: 2, 99: 1}[room]
-    monkeypatch.setattr(reading, "cheapest", lambda *asked: Layout("tree", room))
+    monkeypatch.setattr(reading, "cheapest", lambda *asked: trees_of(Texts.of(ROLLOUTS), room))
     found = policy(ROLLOUTS)
     assert_close(found.token_logps, expected.token_logps, atol=1e-5, rtol=0)
     both = [gradients(policy, (output.token_logps + output.values)[MASK]) for output in (found, expected)]
@@ -71,7 +75,7 @@ def test_a_response_without_tokens_is_not_read(layout, policy):
     mask = MASK.clone()
     mask[1] = mask[2, 0] = False
     texts = Texts(ROLLOUTS.prompt_tokens, ROLLOUTS.prompt_mask, ROLLOUTS.response_tokens, mask)
-    plan = Layout(layout, 9).plan(texts)
+    plan = (trees_of(texts, 9) if layout == "tree" else Layout(layout)).plan(texts)
     assert plan.tokens.numel() == {"rows": 5 * 7, "prefix": 5 * 5, "tree": 3 * 7}[layout]
     assert plan.prefix is None or len(plan.prefix.tokens) == 3
     said, _ = ResponseReader(policy.model).read(
@@ -81,7 +85,7 @@ def test_a_response_without_tokens_is_not_read(layout, policy):
 
 
 def test_trees_hold_what_is_read_and_padding_at_the_end_of_a_row_only():
-    plan = tree_plan(Texts.of(ROLLOUTS), 9)
+    plan = trees_of(Texts.of(ROLLOUTS), 9).plan(Texts.of(ROLLOUTS))
     assert plan.tokens.tolist() == [
         [3, 4, 5, 6, 7, 8, 9, 12, 13],
         [7, 3, 4, 5, 6, 7, 9, 0, 0],
@@ -96,7 +100,7 @@ def test_trees_hold_what_is_read_and_padding_at_the_end_of_a_row_only():
 
 def test_a_row_holds_several_trees_and_a_prompt_has_several_where_one_would_be_too_long():
     texts = Texts.of(make_rollouts([[7], [2, 5]], [[[3, 4, 5, 6, 7, 8], [9, EOS]], [[5, 6, EOS], [EOS]]], 0))
-    plan = tree_plan(texts, 6)
+    plan = trees_of(texts, 6).plan(texts)
     assert plan.tokens.tolist() == [[7, 3, 4, 5, 6, 7], [2, 5, 5, 6, 7, 9]]
     assert plan.positions.tolist()[1] == [0, 1, 2, 3, 0, 1]
     assert plan.trees.tolist() == [[0] * 6, [2] * 4 + [1] * 2]
@@ -124,10 +128,10 @@ def test_little_of_packed_rows_is_padding():
     first = [63, 64, 4, 41, 64, 7, 14, 9, 2, 2, 5, 5, 64, 64, 9, 10]
     second = [2, 49, 8, 64, 36, 32, 11, 54, 15, 64, 44, 64, 64, 28, 64, 60]
     lengths = [(p, [a, b]) for p, a, b in zip(prompts, first, second, strict=True)]
-    row, (name, room) = max(p + max(group) - 1 for p, group in lengths), cheapest(lengths, LAYOUTS, 256)
+    row, (name, packing) = max(p + max(group) - 1 for p, group in lengths), cheapest(lengths, LAYOUTS, 256)
     tree = max(p + sum(group) - 2 for p, group in lengths)
-    packing = packed(lengths, room)
     assert name == "tree"
+    assert packing is not None
     assert (32 * row, 16 * tree, packing.rows * packing.width) == (3712, 2848, 1722)
     assert sum(p + sum(group) - 2 for p, group in lengths) == 1663
 
@@ -170,8 +174,9 @@ def of_lengths(*groups: tuple[int, list[int]]) -> Texts:
     ],
 )
 def test_the_cheapest_layout_is_a_function_of_lengths(texts, picked):
-    assert cheapest(texts.lengths, LAYOUTS, 64) == picked
-    assert cheapest(texts.lengths, ("rows", PICKED), 64) == ("rows", 0)
+    name, packing = cheapest(texts.lengths, LAYOUTS, 64)
+    assert (name, packing.width if packing else 0) == picked
+    assert cheapest(texts.lengths, ("rows", PICKED), 64) == Layout("rows")
     assert cheapest(texts.lengths, ("tree", PICKED), 64).name == "tree", "whatever it costs"
 
 
@@ -181,7 +186,7 @@ def test_wide_models_pay_more_for_slots_and_narrow_ones_for_pairs():
     slots = {"tree": 2 * 66, "prefix": 2 * 7 + 4 * 32}
     pairs = {"tree": 2 * 66 * 66, "prefix": 2 * 7 * 7 + 4 * 32 * 39}
     even = (pairs["tree"] - pairs["prefix"]) / (slots["prefix"] - slots["tree"]) / 6
-    tree, prefix = Layout("tree", 66), Layout("prefix")
+    tree, prefix = Layout("tree", packed(lengths, 66)), Layout("prefix")
     assert tree.cost(lengths, int(even) - 1) > prefix.cost(lengths, int(even) - 1)
     assert tree.cost(lengths, int(even) + 2) < prefix.cost(lengths, int(even) + 2)
 
