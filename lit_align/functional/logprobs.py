@@ -26,8 +26,12 @@ def vocabulary_logps(logits: Tensor, temperature: float = 1.0) -> Tensor:
     """
     if not temperature > 0:
         raise ValueError(f"temperature must be positive, got {temperature}.")
+    return _scaled(logits, temperature).log_softmax(-1)
+
+
+def _scaled(logits: Tensor, temperature: float) -> Tensor:
     logits = full_precision(logits)
-    return (logits if temperature == 1 else logits / temperature).log_softmax(-1)  # a division by 1 would copy them all
+    return logits if temperature == 1 else logits / temperature  # a division by 1 would copy them all
 
 
 def token_logps(logits: Tensor, tokens: Tensor, temperature: float = 1.0) -> Tensor:
@@ -85,8 +89,11 @@ class _TokenLogps(torch.autograd.Function):
         logits, tokens = ctx.saved_tensors
         scales, found = (gradients[0] / ctx.temperature).unsqueeze(-1), torch.empty_like(logits)
         for some in _parts(logits):
-            probabilities = vocabulary_logps(logits[some], ctx.temperature).exp_()
-            found[some] = probabilities.mul_(-scales[some]).scatter_add_(-1, tokens[some].unsqueeze(-1), scales[some])
+            part = full_precision(found[some])  # the same memory, if it is that precise: fresh memory would cost more than the arithmetic
+            torch.softmax(_scaled(logits[some], ctx.temperature), -1, out=part)
+            part.mul_(-scales[some]).scatter_add_(-1, tokens[some].unsqueeze(-1), scales[some])
+            if part.dtype != found.dtype:
+                found[some] = part
         return found, None, None
 
 

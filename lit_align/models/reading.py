@@ -91,7 +91,7 @@ class ResponseReader:
             return say(logits, tokens), hidden
         chunked = CHUNKED in choice and len(tokens) * config.vocab_size > chunk_above
         with picking(self.model, plan.predicting, first_only=chunked) as picked:
-            logits = self._forward(plan, cache).logits[0]
+            logits = self._forward(plan, cache).logits.squeeze(0)  # whose gradient is a view, as that of [0] is not
         assert picked.hidden is not None
         if chunked:
             return in_chunks(self.model, picked.hidden, tokens, say, max(chunk_above // config.vocab_size, 1)), picked.hidden
