@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from lit_align.models import CausalPolicy, fused
+from lit_align.models import CausalPolicy, fused, fused_weights
 from lit_align.models.decoding import PaddedRows
 from lit_align.models.fused import FusedRows, fits
 from lit_align.models.lora import adapter_off
@@ -25,7 +25,7 @@ SHAPES = {
 
 
 def read(policy, way):
-    """Logits of several steps, with rows repeated, dropped and reordered, and more tokens than there was room for."""
+    """Logits of several steps, with rows repeated, dropped here and there and reordered, and several tokens at once at the end."""
     policy.eval()
     said, mask = [], TOKENS != 0
     with torch.no_grad():
@@ -36,7 +36,10 @@ def read(policy, way):
             cache.reorder_cache(index)
             mask = torch.cat([mask[index], torch.ones(len(index), 1, dtype=torch.bool)], 1)
             said.append(cache.read(3 + (torch.arange(len(index)) + step).unsqueeze(-1) % 11, mask))
-            index = torch.arange(len(index)).flip(0)[: 2 if step == 6 else None]
+            rows = torch.arange(len(index))
+            index = {2: rows[rows != 1], 5: rows.flip(0), 6: rows[:3], 8: rows[1:]}.get(step, rows)
+        last = torch.tensor([[0, 5, 4], [6, 7, 8]])
+        said.append(cache.read(last, torch.cat([mask[index], last != 0], 1)))
     return torch.cat(said)
 
 
@@ -53,31 +56,33 @@ def randomise(policy):
     return policy
 
 
+@pytest.mark.parametrize("short", [2, fused.SHORT])  # of which more than twice is read, or not
 @pytest.mark.parametrize("shape", SHAPES)
-def test_every_shape_of_llama(tmp_path, shape):
+def test_every_shape_of_llama(tmp_path, monkeypatch, shape, short):
+    monkeypatch.setattr(fused, "SHORT", short)
     assert_equal(randomise(CausalPolicy(write_tiny(tmp_path, **SHAPES[shape]))))
 
 
 @pytest.mark.parametrize("shape", ["tied", "biases"])
 def test_packed_matrices_say_the_same(tmp_path, monkeypatch, shape):
-    monkeypatch.setattr(fused, "WIDE", 1)
+    monkeypatch.setattr(fused_weights, "WIDE", 1)
     policy = randomise(CausalPolicy(write_tiny(tmp_path, **SHAPES[shape])))
     assert_equal(policy)
-    product = fused._Product.of(policy.model.get_output_embeddings())
+    product = fused_weights.Product.of(policy.model.get_output_embeddings())
     assert product.packed == torch.backends.mkldnn.is_available()
-    monkeypatch.setattr(fused, "WIDE", product.columns + 1)
-    assert not fused._Product.of(policy.model.get_output_embeddings()).packed
+    monkeypatch.setattr(fused_weights, "WIDE", product.columns + 1)
+    assert not fused_weights.Product.of(policy.model.get_output_embeddings()).packed
 
 
 def test_where_nothing_can_be_packed_products_are_plain(tmp_path, monkeypatch):
     def missing(weight, rows):
         raise AttributeError("no such operation")
 
-    monkeypatch.setattr(fused, "WIDE", 1)
+    monkeypatch.setattr(fused_weights, "WIDE", 1)
     monkeypatch.setattr(torch.ops.mkldnn, "_reorder_linear_weight", missing)
     policy = CausalPolicy(write_tiny(tmp_path))
     assert_equal(policy)
-    assert not fused._Product.of(policy.model.get_output_embeddings()).packed
+    assert not fused_weights.Product.of(policy.model.get_output_embeddings()).packed
 
 
 @pytest.mark.parametrize("family", ["qwen2", "qwen3", "mistral"])
