@@ -13,7 +13,7 @@ MUTATIONS = mutate.read()
 
 def test_there_are_enough_of_them_and_none_is_there_twice() -> None:
     assert len({(m.file, m.original, m.replacement) for m in MUTATIONS}) == len(MUTATIONS) >= 40
-    assert {m.file.split("/")[0] for m in MUTATIONS} == {"functional", "algorithms", "models", "generation"}
+    assert {m.file.split("/")[0] for m in MUTATIONS} == {"functional", "algorithms", "models", "generation", "data"}
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=str)

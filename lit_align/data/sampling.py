@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lit_align.data.base import AlignmentDataModule, datasets_of
 from lit_align.data.budget import Budget
-from lit_align.data.collate import join
+from lit_align.data.chunks import alike, joined
 from lit_align.data.costs import Costs
 from lit_align.data.journal import LabelJournal
 from lit_align.data.labelling import labelled
@@ -142,14 +142,14 @@ class SamplingDataModule(AlignmentDataModule, ABC):
 
     def label(self, prompts: list[EncodedPrompt], stream: Stream, chunks: Chunks, annotator: Annotator | None) -> Annotation:
         """Answer and annotate, adding to ``chunks``; what was said of these prompts. Without an annotator, nothing is said."""
-        earlier, size, k = len(chunks), self.chunk_prompts, self.responses_per_prompt
-        parts = (prompts[start : start + size] for start in range(0, len(prompts), size))
-        sampled = (self.sampler.sample(self.aligner.policy, part, k, stream) for part in parts)
+        parts, places = alike(prompts, self.chunk_prompts)
+        sampled = (self.sampler.sample(self.aligner.policy, part, self.responses_per_prompt, stream) for part in parts)
         label = _nothing_said if annotator is None else partial(self.journal.annotate, annotator, stream=stream)
         done = sum(rollouts.finished.numel() for rollouts, _ in chunks)
         overlap = annotator is not None and annotator.waits
-        chunks.extend(labelled(sampled, label, partial(self.tell, "progress"), done=done, overlap=overlap))
-        return join([annotation for _, annotation in chunks[earlier:]])
+        answered = labelled(sampled, label, partial(self.tell, "progress"), done=done, overlap=overlap)
+        chunks.append(joined(answered, places))
+        return chunks[-1][1]
 
     @final
     def learn(self, stream: Stream, rollouts: Rollouts) -> None:

@@ -1,9 +1,9 @@
 """Which rows make a step, and that nothing else about them matters."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import pytest
 import torch
@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 from torch.testing import assert_close
 
-from lit_align.types import AlignmentBatch, UserError
+from lit_align.generation import CacheSampler
+from lit_align.types import AlignmentBatch, EncodedPrompt, Policy, Rollouts, Sampler, Stream, UserError
 from tests.tiny import make_dar
 from tests.wheel.harness import Fit, Scores, fit, patchy
 
@@ -92,3 +93,32 @@ def test_a_row_alone_has_the_loss_it_has_in_company(prepared: Fit) -> None:
     batch = prepared.recorder.batches[1]
     alone = torch.cat([losses(prepared, batch.rows(torch.tensor([i]))) if batch.valid[i].any() else torch.zeros(1, 4) for i in range(8)])
     assert_close(alone, losses(prepared, batch), atol=1e-5, rtol=1e-5)
+
+
+@final
+class Watched(Sampler):
+    """The usual one, and how long the prompts of every chunk were."""
+
+    def __init__(self) -> None:
+        self.max_new_tokens, self.lengths = 8, list[list[int]]()
+        self.sampler = CacheSampler(8)
+
+    def sample(self, policy: Policy, prompts: Sequence[EncodedPrompt], responses_per_prompt: int, stream: Stream) -> Rollouts:
+        self.lengths.append([len(prompt.tokens) for prompt in prompts])
+        return self.sampler.sample(policy, prompts, responses_per_prompt, stream)
+
+
+@pytest.mark.parametrize("extra", [0, 4])
+def test_prompts_of_like_length_are_sampled_together_and_return_to_their_order(extra: int, tiny: str, root: Path) -> None:
+    sampler, options = Watched(), {"max_extra_prompts": extra, "trainer": {"max_epochs": 1}}
+    parts = fit(root / "parts", tiny, sampler=sampler, annotator=Scores(), chunk_prompts=3, **options)
+    whole = fit(root / "whole", tiny, sampler=CacheSampler(8), annotator=Scores(), chunk_prompts=32, **options)
+    assert [len(part) for part in sampler.lengths[:3]] == [3, 3, 2]
+    drawn = [length for part in sampler.lengths[:3] for length in part]
+    assert drawn == sorted(drawn)
+    one, other = parts.recorder.rollouts[0], whole.recorder.rollouts[0]
+    assert one.prompts == other.prompts
+    assert [len(p.content) for p in one.prompts] != sorted(len(p.content) for p in one.prompts), "another order than that of lengths"
+    assert one.texts == other.texts
+    assert torch.equal(one.prompt_tokens, other.prompt_tokens)
+    assert torch.equal(parts.recorder.annotations[0].scores, whole.recorder.annotations[0].scores)
