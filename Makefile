@@ -89,7 +89,7 @@ test-peer: $(PEER)/.$(TRL)  ## Run the comparison with TRL, which is installed f
 BENCH := --all
 bench: export HF_HUB_OFFLINE := 1
 bench: export LIT_ALIGN_DATA := $(or $(LIT_ALIGN_DATA),$(realpath ../shared/data))
-bench: $(PEER)/.$(TRL)  ## Measure lit_align beside TRL: what docs/performance.md has and this code was not measured for, over an hour in all
+bench: $(PEER)/.$(TRL)  ## Measure lit_align beside TRL on stories from the folder LIT_ALIGN_DATA: what docs/performance.md has and this code was not measured for
 	PYTHONPATH=$(PEER) $(BIN)/python -m benchmarks.vs_trl $(BENCH)
 
 # Beside the environment, not in it, so that nothing else sees it; what it depends on we have already.

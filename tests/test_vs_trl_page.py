@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from benchmarks.vs_trl import command, report, rows, targets
+from benchmarks.vs_trl import command, report, rows, settings, targets
 from benchmarks.vs_trl.agreement import Disagreement
 from benchmarks.vs_trl.case import Case, published
 from benchmarks.vs_trl.parts import LOOP
@@ -36,7 +36,7 @@ def result(case: Case = RLOO, median: float = 2.0, **options: Any) -> Result:
         "n": 6,
         "between": [median - 0.05, median + 0.05],
         "ratio": {"cpu": spread, "wall": spread},
-        "sides": {first: side, second: side | {"cpu": 2.0}},
+        "sides": {first: side | {"wall": 5.0}, second: side | {"cpu": 2.0}},
         "parts": {second: {"sampling": 1.5, LOOP: 0.5}},
         "loop": {second: {"median": 0.02, "low": 0.01, "high": 0.03}},
         "memory": {first: 100.0, second: 50.0},
@@ -71,7 +71,7 @@ def test_everything_is_every_line_and_every_sweep_once() -> None:
     there = {line.case: line for line in found}
     assert targets.LINES.keys() <= there.keys()
     assert {point for axis in AXES for point in swept(axis, swept_case())} <= there.keys()
-    assert {line.steps for line in found if line.case in targets.LINES} == {4}
+    assert {line.steps for line in found if line.case in targets.LINES} == {8}
     assert there[DAR] == Planned(DAR, steps=16, memory=False)
     centre = replace(RLOO, forced=True)
     assert there[centre] == Planned(centre, steps=4, memory=True), "a line that sweeps pass through"
@@ -87,7 +87,8 @@ def test_options_change_the_plan() -> None:
     def lines(*arguments: str) -> list[Planned]:
         return command.lines(command.parse(arguments))
 
-    assert lines("--algo", "rloo", "dar") == [Planned(RLOO, 4, True), Planned(DAR, 16, False)]
+    sft = published("sft", "5m", 1)
+    assert lines("--algo", "rloo", "sft", "dar") == [Planned(RLOO, 8, True), Planned(sft, 4, True), Planned(DAR, 16, False)]
     assert lines("--algo", "rloo", "--steps", "3", "--no-memory") == [Planned(RLOO, 3, False)]
     assert lines("--quick", "--algo", "rloo", "--k", "8", "--forced") == [Planned(replace(RLOO, k=8, forced=True), 2, False)]
     assert lines("--all") == everything()
@@ -143,8 +144,6 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     modules = __import__("sys").modules
     monkeypatch.setitem(modules, "benchmarks.vs_trl.measure", type("Module", (), {"measure": staticmethod(measure)}))
-    monkeypatch.setitem(modules, "benchmarks.vs_trl.theirs", type("Module", (), {"SETTINGS": "theirs"}))
-    monkeypatch.setattr("benchmarks.vs_trl.theirs", modules["benchmarks.vs_trl.theirs"], raising=False)
     for name, value in {
         "RESULTS": tmp_path / "runs" / "results.jsonl",
         "TRIED": tmp_path / "runs" / "quick.jsonl",
@@ -211,9 +210,20 @@ def test_without_trl_it_says_what_to_do(monkeypatch: pytest.MonkeyPatch, capsys:
 
 
 def test_a_row_of_the_table_has_both_sides() -> None:
-    expected = [RLOO.name, *["2.00 (1.90-2.20)"] * 2, "6", "40 / 40", "4.00 / 2.00", "50 / 50", "2.0 / 2.0", "100 / 50, 0.50", "0.5"]
+    expected = [
+        RLOO.name,
+        *["2.00 (1.90-2.20)"] * 2,
+        "6",
+        "40 / 40",
+        "4.00 / 2.00",
+        "5.00 / 4.00",
+        "50 / 50",
+        "2.0 / 2.0",
+        "100 / 50, 0.50",
+        "0.5",
+    ]
     assert rows.line(result()) == expected
-    assert rows.line(result(memory={"trl": 100.0}))[8] == "100 / ?"
+    assert rows.line(result(memory={"trl": 100.0}))[9] == "100 / ?"
     assert len(expected) == len(rows.HEADER)
 
 
@@ -266,9 +276,9 @@ def test_every_line_with_a_target_is_there_also_where_it_was_not_measured() -> N
 def test_dar_has_a_table_of_its_own(ratio: float, expected: tuple[str, str]) -> None:
     found = named(result(), result(DAR, median=ratio))
     (row,) = cells(report.dar(found))
-    assert (row[0], row[5], row[6], row[7]) == (DAR.name, "4.00 / 2.00", *expected)
+    assert (row[0], *row[5:9]) == (DAR.name, "4.00 / 2.00", "5.00 / 4.00", *expected)
     assert len(row) == len(rows.DAR)
-    assert cells(report.dar(named(result(DAR, between=None))))[0][7] == "?"
+    assert cells(report.dar(named(result(DAR, between=None))))[0][8] == "?"
     assert [row[0] for row in cells(report.lines(found))] == [RLOO.name]
 
 
@@ -310,7 +320,8 @@ def test_the_page_takes_the_last_result_of_each_line_in_the_plans_order(bench: l
     assert command.main(["--page"]) == 0
     text = command.PAGE.read_text()
     assert text.startswith(f"before\n{report.BEGIN}\nMeasured 2026-01-02 to 2026-01-05.\n\n| ")
-    assert text.endswith(f"\n{report.END}\nafter\n")
+    assert text.endswith(f".\n\nlit_align: {settings.OURS}.\n{report.END}\nafter\n")
+    assert f"\n\nTRL: {settings.TRL}.\n" in text
     assert text.index(f"| {ONLINE_DPO.name} | 3.00") < text.index(f"| {RLOO.name} | 5.00")
     assert "old" not in text
     assert other["name"] not in text, "no line of the plan"

@@ -14,7 +14,7 @@ from pathlib import Path
 from datasets import disable_progress_bars
 from transformers.utils import logging as transformers_logging
 
-from benchmarks.vs_trl import ours, report
+from benchmarks.vs_trl import report, settings
 from benchmarks.vs_trl.agreement import Disagreement
 from benchmarks.vs_trl.case import ALGORITHMS, Case, published
 from benchmarks.vs_trl.plan import AXES, Planned, everything, once, planned, sweep, swept_case
@@ -103,8 +103,6 @@ def hush() -> None:
 def run(options: argparse.Namespace) -> int:
     """Measure each line, append its result to the file at once, and print what comes of all; a line is not measured again where the file
     has a result of the same code and weights, unless that was asked for."""
-    from benchmarks.vs_trl import theirs
-
     file, texts = TRIED if options.quick else RESULTS, stories()
     there = {} if options.again else latest(file)
     found = dict[str, Result]()
@@ -119,7 +117,7 @@ def run(options: argparse.Namespace) -> int:
             found[name] = measured(line, texts, options.limit)
             append(file, found[name])
     print(f"\n{report.text(found, swept_case() if options.all else cases(options)[0])}")
-    print(f"\nTRL: {theirs.SETTINGS}.\nlit_align: {ours.SETTINGS}.")
+    print(f"\n{settings.BOTH}")
     return int(any("missing" in result for result in found.values()))
 
 

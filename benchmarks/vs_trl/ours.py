@@ -19,11 +19,6 @@ from lit_align.generation import CacheSampler
 from lit_align.models import CausalPolicy
 from lit_align.types import AlignmentBatch, Answer, IndexedPrompts, Prompt, Sampler
 
-SETTINGS = (
-    "`OnlineDataModule` with `CacheSampler` (fixed data: `DemonstrationDataModule`, `PreferenceDataModule`), "
-    "`Trainer(precision='32-true')`, all rows of a step in one micro-batch, no gradient checkpointing, no logger, fused AdamW"
-)
-
 
 @final
 class FixedAnswers(IndexedPrompts):

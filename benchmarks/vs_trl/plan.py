@@ -5,8 +5,9 @@ from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from benchmarks.vs_trl.case import ALGORITHMS, ONLINE, Case, published
+from benchmarks.vs_trl.targets import LINES
 
-STEPS, STEPS_OF_DAR, STEPS_OF_A_SWEEP = 4, 16, 2  # DAR's ratio is near 1: it takes more of them to tell
+STEPS, STEPS_OF_A_TARGET, STEPS_OF_DAR, STEPS_OF_A_SWEEP = 4, 8, 16, 2  # the nearer a ratio may be to what is wanted of it, the more
 Axis = Literal["k", "length", "batch", "size"]
 AXES: tuple[Axis, ...] = get_args(Axis)
 
@@ -22,7 +23,8 @@ class Planned:
 
 def planned(case: Case) -> Planned:
     """A line of its own. Both sides of DAR's are lit_align's, and hold the same things in memory."""
-    return Planned(case, STEPS_OF_DAR if case.algorithm == "dar" else STEPS, memory=case.algorithm != "dar")
+    dar = case.algorithm == "dar"
+    return Planned(case, STEPS_OF_DAR if dar else STEPS_OF_A_TARGET if case in LINES else STEPS, memory=not dar)
 
 
 def everything(threads: int = 2) -> list[Planned]:
@@ -33,6 +35,7 @@ def everything(threads: int = 2) -> list[Planned]:
     cases += [replace(rloo, k=k) for k in (2, 16)]
     cases += [replace(rloo, prompt_tokens=256), replace(rloo, response_tokens=256)]
     cases += [published(algorithm, "25m", threads) for algorithm in ALGORITHMS]
+    cases += [replace(published(algorithm, "25m", threads), forced=True) for algorithm in ONLINE]
     return once([*map(planned, cases), *(point for axis in AXES for point in sweep(axis, rloo))])
 
 

@@ -6,7 +6,7 @@ from itertools import groupby
 from pathlib import Path
 
 from benchmarks.runs import markdown
-from benchmarks.vs_trl import rows, targets
+from benchmarks.vs_trl import rows, settings, targets
 from benchmarks.vs_trl.case import Case
 from benchmarks.vs_trl.picture import picture
 from benchmarks.vs_trl.plan import AXES, along, swept
@@ -92,6 +92,6 @@ def write_page(page: Path, results: Results, base: Case) -> None:
     """Put tables and picture of ``results`` into the page, between its two markers."""
     dates = sorted({result["date"][:10] for result in results.values()})
     picture(results).save(page.with_suffix(".png"), optimize=True)
-    made = f"{BEGIN}\nMeasured {' to '.join(dict.fromkeys((dates[0], dates[-1])))}.\n\n{text(results, base)}\n{END}"
+    made = f"{BEGIN}\nMeasured {' to '.join(dict.fromkeys((dates[0], dates[-1])))}.\n\n{text(results, base)}\n\n{settings.BOTH}\n{END}"
     before = page.read_text(encoding="utf-8")
     page.write_text(re.sub(f"{re.escape(BEGIN)}.*?{re.escape(END)}", lambda _: made, before, flags=re.DOTALL), encoding="utf-8")

@@ -14,6 +14,7 @@ HEADER = [
     "n",
     "tokens a response",
     "s a step",
+    "by the clock",
     "tokens a second",
     "times the floor",
     "peak MiB, and ours by TRL's",
@@ -26,6 +27,7 @@ DAR = [
     "n",
     "tokens a response",
     "s a step",
+    "by the clock",
     f"at most {targets.DAR}",
     "median, 95 %",
     "load",
@@ -121,7 +123,14 @@ def _timed(result: Mapping[str, Any]) -> list[str]:
     """What both kinds of lines begin with."""
     responses = result["case"]["prompts"] * result["case"]["k"]
     lengths = " / ".join(f"{side['tokens'] / responses:.0f}" for side in result["sides"].values())
-    return [result["name"], spread(result, "cpu"), spread(result, "wall"), str(result["n"]), lengths, _both(result, "cpu", ".2f")]
+    return [
+        result["name"],
+        spread(result, "cpu"),
+        spread(result, "wall"),
+        str(result["n"]),
+        lengths,
+        *(_both(result, clock, ".2f") for clock in ("cpu", "wall")),
+    ]
 
 
 def _both(result: Mapping[str, Any], name: str, form: str) -> str:

@@ -17,12 +17,6 @@ from benchmarks.vs_trl.case import BETA, CLIP, LEARNING_RATE, Case
 from benchmarks.vs_trl.turns import EndOfTurn
 from benchmarks.vs_trl.world import World, rule
 
-SETTINGS = (
-    "fp32 (`bf16=False`; the default is mixed bfloat16), `gradient_checkpointing=False` (with it online DPO samples without a cache), "
-    "all rows of a step in one batch, one update per rollout, `optim='adamw_torch_fused'`, no logs, no saves, no data workers, `top_k=0`, "
-    "`top_p=1`, temperature 1"
-)
-
 
 @final
 @dataclass
