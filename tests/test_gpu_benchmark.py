@@ -1,18 +1,26 @@
 """The script for a GPU, with a toy on the CPU."""
 
 import json
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from benchmarks.gpu import check as gpu_check
 from benchmarks.gpu import command
+from benchmarks.gpu.case import SHAPES, Case, write_model
 from benchmarks.gpu.check import WrongError, check
 from benchmarks.gpu.command import main
 from benchmarks.gpu.goals import verdicts
+from benchmarks.gpu.ours import flops_of
 from benchmarks.gpu.timing import Steps
-from lit_align.models import static
+from lit_align.models import CausalPolicy, LoRA, static
+from lit_align.models.decoding import RowCache
+from lit_align.models.static import StaticRows
+from lit_align.types import Rollouts
 
 CPU = torch.device("cpu")
 
@@ -36,9 +44,7 @@ def test_everything_runs_without_a_gpu_and_without_the_peer(tmp_path: Path, monk
         assert ours["n"] == 1
         assert ours["training_tokens_per_second"] == pytest.approx(16 * (8 + 8) / ours["training_seconds"]), "a prompt for each response"
         assert ours["rollout_tokens_per_second"] == pytest.approx(16 * 8 / ours["rollout_seconds"])
-        assert 0 < ours["trained"] < ours["frozen"]
-        flops = 6 * ours["trained"] + 4 * ours["frozen"]
-        assert ours["mfu"] == pytest.approx(flops * ours["training_tokens_per_second"] / result["flops"])
+        assert ours["mfu"] == pytest.approx(ours["flops"] / ours["training_seconds"] / result["flops"])
     assert [goal["met"] for goal in result["goals"]] == [None] * 3, "goals are about real models"
 
 
@@ -47,6 +53,55 @@ def test_what_is_fast_and_wrong_is_not_timed(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(static, "positions_of", lambda mask: right(mask) + 1)
     with pytest.raises(WrongError, match=r"other texts than plain ones in \d+ of 48 rows"):
         check(CPU)
+
+
+def test_a_row_that_is_another_draw_has_to_be_a_tie(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = gpu_check.drawn
+
+    def one_is_wrong(policy: CausalPolicy, way: type[RowCache], device: torch.device) -> Rollouts:
+        found = right(policy, way, device)
+        if way is StaticRows:
+            found.response_tokens[3, 2, 1] += 1
+        return found
+
+    monkeypatch.setattr(gpu_check, "drawn", one_is_wrong)
+    with pytest.raises(WrongError, match=r"in 1 of 48 rows \(the best token by [1-9]"):
+        check(CPU)
+    monkeypatch.setattr(gpu_check, "TIE", 1e3)
+    assert check(CPU)["other_rows"] == 1
+
+
+def test_products_that_a_step_needs_are_counted_by_hand(tmp_path: Path) -> None:
+    """A layer of the toy has 1056 weights of queries, 2 x 528 of keys and values, 1024 of what they give, 6144 of the MLP and 64 of
+    norms; there are two, and 32 of the last norm; head and embedding are one."""
+    layers, head = 2 * 9344 + 32, 512 * 32
+    write_model(tmp_path, SHAPES["toy"], 64, CPU, torch.float32)
+    policy = CausalPolicy(str(tmp_path))
+    assert flops_of(policy, prompts=10, responses=20) == 6 * (layers * 30 + head * 20)
+    adapted = CausalPolicy(str(tmp_path), lora=LoRA())
+    adapter = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
+    assert flops_of(adapted, prompts=10, responses=20) == 4 * (layers * 30 + head * 20) + 6 * adapter * 30
+    write_model(tmp_path, replace(SHAPES["toy"], tied=False), 64, CPU, torch.float32)
+    untied = CausalPolicy(str(tmp_path))
+    assert flops_of(untied, prompts=10, responses=20) == 6 * (layers * 30 + head * 20), "an embedding is looked up"
+
+
+def test_a_run_that_takes_too_long_is_broken_off_with_what_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def endless(what: str, case: Case, folder: Path, device: torch.device, result: dict[str, Any]) -> None:
+        result["rollout"] = {"ratio": 9.0}
+        try:
+            while True:
+                time.sleep(0.01)
+        except Exception:
+            pytest.fail("what is measured may not take it for its own")
+
+    monkeypatch.setattr(command, "measure", endless)
+    monkeypatch.setattr(command, "check", lambda device: {"rows": 48})
+    monkeypatch.setattr(command, "hush", lambda: None)
+    result = main(["rollout", "--toy", "--end", "0.2", "--out", str(tmp_path / "gpu.jsonl")])
+    assert json.loads((tmp_path / "gpu.jsonl").read_text()) == result
+    assert (result["check"], result["rollout"], result["broken_off"]) == ({"rows": 48}, {"ratio": 9.0}, {"seconds": 0.2})
+    time.sleep(0.3)  # and nothing rings afterwards
 
 
 def test_goals_say_whether_they_were_met() -> None:

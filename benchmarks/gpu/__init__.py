@@ -14,7 +14,8 @@ float32 under bf16-mixed). ``all`` is all of them.
 TRL is found where Python finds it. Where nothing can be installed, carry it: ``pip install --no-deps --target peer trl==1.16.0``
 elsewhere, and ``PYTHONPATH=peer`` here. Without it the line says that the peer is missing.
 
-``--limit`` is shared out among the parts, none of which begins another repetition when its share is over. Peaks of an H200 are the
+``--limit`` is shared out among the parts, none of which begins another repetition when its share is over; after ``--end`` seconds the run
+is broken off, and its line has what there is by then. Peaks of an H200 are the
 defaults of ``--flops`` and ``--bandwidth``. The result, with the goals and whether they were met, is a line of JSON at the end of
 ``--out``.
 """

@@ -45,7 +45,8 @@ class Case:
         prompt_tokens: letters of every prompt.
         micro_batch: sequences of one forward in training.
         repeats: how often each part is timed at most, after once that is not.
-        limit: seconds for all parts together.
+        limit: seconds after which no part begins another repetition, all parts together.
+        end: seconds after which the run is broken off, with what it has found.
         flops: peak a second in bfloat16.
         bandwidth: bytes a second.
     """
@@ -57,6 +58,7 @@ class Case:
     micro_batch: int = 8
     repeats: int = 3
     limit: float = 420.0
+    end: float = 530.0
     flops: float = 989e12
     bandwidth: float = 4.8e12
 

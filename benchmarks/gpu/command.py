@@ -2,8 +2,10 @@
 
 import argparse
 import json
+import signal
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, fields, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -37,11 +39,15 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     name = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
     result: dict[str, Any] = {"what": what, **asdict(case), "device": name, "torch": torch.__version__}
-    say("check", result, check(device))
-    hush()  # what the log says of ways and layouts has been said
-    if what != "check":
-        with tempfile.TemporaryDirectory() as folder:
-            measure(what, case, Path(folder), device, result)
+    try:
+        with ending(case.end):
+            say("check", result, check(device))
+            hush()  # what the log says of ways and layouts has been said
+            if what != "check":
+                with tempfile.TemporaryDirectory() as folder:
+                    measure(what, case, Path(folder), device, result)
+    except TimeIsUp:
+        say("broken_off", result, {"seconds": case.end})
     result["goals"] = verdicts(result)
     for goal in result["goals"]:
         print(f"Goal: {goal['goal']}, at least {goal['wanted']}: {VERDICTS[goal['met']]}, found {goal['found']}")
@@ -51,6 +57,26 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         with out.open("a", encoding="utf-8") as file:
             file.write(json.dumps(result) + "\n")
     return result
+
+
+class TimeIsUp(BaseException):
+    """The run's own end, which nothing that is measured may take for an error of its own."""
+
+
+@contextmanager
+def ending(seconds: float) -> Iterator[None]:
+    """Raises `TimeIsUp` in what is done meanwhile, as soon as Python has its turn after so many seconds."""
+
+    def end(number: int, frame: object) -> None:
+        raise TimeIsUp
+
+    before = signal.signal(signal.SIGALRM, end)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def parse(arguments: Sequence[str] | None) -> tuple[str, Case, Path | None]:

@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from benchmarks.gpu.case import RESPONSES, Algorithm, Case
-from benchmarks.gpu.timing import Clock, Steps, utilisation
+from benchmarks.gpu.timing import Clock, Steps
 from benchmarks.runs import BARE
 from benchmarks.vs_trl.case import BETA, CLIP, LEARNING_RATE
 from benchmarks.vs_trl.world import rule
@@ -75,18 +75,29 @@ def run(algorithm: Algorithm, case: Case, folder: Path, clock: Clock, device: to
         **BARE,
     )
     trainer.fit(make_module(algorithm, policy), data)
-    tokens = case.sequences * case.tokens
-    read = tokens + k * sum(len(policy.encode(prompt)) for prompt in ListPrompts(texts))
+    tokens, prompts = case.sequences * case.tokens, sum(len(policy.encode(prompt)) for prompt in ListPrompts(texts))
+    read = tokens + k * prompts
     line = steps.line(tokens, read)
-    trained, frozen = (sum(p.numel() for p in policy.parameters() if p.requires_grad is wanted) for wanted in (True, False))
-    mfu = utilisation(trained, frozen, read, line["training_seconds"], case.flops)
+    flops = flops_of(policy, prompts, tokens)
     return line | {
-        "mfu": mfu,
-        "trained": trained,
-        "frozen": frozen,
+        "mfu": flops / line["training_seconds"] / case.flops,
+        "flops": flops,
         "way": standing_way(policy.way, policy.model).__name__,
         "read_tokens": read,
     }
+
+
+def flops_of(policy: CausalPolicy, prompts: int, responses: int) -> int:
+    """What the model's own products need in a training step, however they are computed: 6 a token for each weight that is trained, 4 for
+    each that is frozen. Each of the ``prompts`` tokens is read once for all responses; the head reads ``responses`` tokens only, and an
+    embedding is looked up. Attention and recomputation are not counted."""
+    inputs, head = policy.model.get_input_embeddings().weight, policy.model.get_output_embeddings().weight
+
+    def per_token(*weights: torch.Tensor) -> int:
+        return sum((6 if weight.requires_grad else 4) * weight.numel() for weight in weights)
+
+    layers = [weight for weight in policy.parameters() if weight is not inputs and weight is not head]
+    return per_token(*layers) * (prompts + responses) + per_token(head) * responses
 
 
 def make_module(algorithm: Algorithm, policy: CausalPolicy) -> AlignmentModule:

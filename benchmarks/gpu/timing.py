@@ -108,13 +108,3 @@ class Roof:
         13.333333333333334
         """
         return sequences * self.bandwidth / (self.weights + sequences * (prompt + tokens / 2) * self.cache)
-
-
-def utilisation(trained: int, frozen: int, tokens: float, seconds: float, peak: float) -> float:
-    """The share of ``peak`` FLOPs a second that the model's own products need, however they were computed: 6 a token for each weight
-    that is trained, 4 for each that is frozen, recomputation not counted.
-
-    >>> utilisation(trained=1, frozen=9, tokens=10, seconds=2.0, peak=1000.0)
-    0.21
-    """
-    return (6 * trained + 4 * frozen) * tokens / seconds / peak
