@@ -1,4 +1,4 @@
-"""The weights of a Llama's layers, copied into fewer and larger matrices."""
+"""The weights of a decoder's layers, copied into fewer and larger matrices."""
 
 from dataclasses import dataclass
 from typing import Any, final
