@@ -50,7 +50,11 @@ class Mutation:
         """What may notice it, the quickest first."""
         package = self.file.split("/")[0]
         losses = ["tests/functional", "tests/algorithms/test_common.py", "tests/algorithms"]
-        usual = [f"lit_align/{self.file}", *(losses if package in ("functional", "algorithms") else [f"tests/{package}"])]
+        usual = losses if package in ("functional", "algorithms") else [f"tests/{package}"]
+        usual = [
+            *usual,
+            f"lit_align/{self.file}",
+        ]  # last: a file that no test has imported yet, pytest imports twice, with two of each class
         return usual if self.first is None else [self.first, *usual]
 
     def __str__(self) -> str:
@@ -93,7 +97,9 @@ def _run_tests(folder: str, tests: Sequence[str]) -> None:
     sys.path.insert(0, folder)
     os.environ |= {"PYTHONPATH": folder, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     with open("log", "w", encoding="utf-8") as log, redirect_stdout(log), redirect_stderr(io.StringIO()):
-        code = pytest.main(["-q", "-x", "-p", "no:cacheprovider", f"--basetemp={folder}/run", f"--rootdir={folder}", *tests])
+        code = pytest.main(
+            ["-q", "-x", "-p", "no:cacheprovider", "--keep-duplicates", f"--basetemp={folder}/run", f"--rootdir={folder}", *tests]
+        )
     import lit_align
 
     assert str(lit_align.__file__).startswith(folder), "another copy was tested"

@@ -1,6 +1,7 @@
 """Who may import whom. The table is the architecture: a new file or folder has to find its place in it."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -26,6 +27,17 @@ MAY_IMPORT: dict[str, set[str]] = {
     "__main__": {"cli"},
     "callbacks": CORE | GROUPS | {""},
 }
+
+# What reads texts, in training and sampling; a family of models is recognised by what it is made of, and by trying it.
+ENGINE = [
+    *(f"models/{name}.py" for name in ("layouts", "trees", "reading", "head", "probe", "windows", "shortage")),
+    *(f"models/{name}.py" for name in ("decoding", "fused", "fused_weights", "static", "faster")),
+    *(path.relative_to(ROOT / "lit_align").as_posix() for path in sorted((ROOT / "lit_align/generation").glob("*.py"))),
+]
+FAMILY = re.compile(
+    r"llama|gemma|mi[sx]tral|qwen|mamba|bamba|jamba|falcon|bloom|granite|cohere|deepseek|olmo|rwkv|(?<![a-z])(?:gpt|phi|opt|mpt|glm|lfm)(?![a-z])",
+    re.IGNORECASE,
+)
 
 
 def module_name(path: Path, root: Path) -> str:
@@ -98,6 +110,20 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
     code = "import sys; before = set(sys.modules); import lit_align; print(*sorted(set(sys.modules) - before))"
     loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
     assert loaded == ["lit_align"]
+
+
+@pytest.mark.parametrize("file", ENGINE)
+def test_no_family_of_models_is_named_in_the_engine(file: str) -> None:
+    source = (ROOT / "lit_align" / file).read_text(encoding="utf-8")
+    rotation = '"llama3"'  # transformers' name of a way to rotate, whoever does so
+    assert source.count(rotation) == (file == "models/fused.py")
+    assert FAMILY.findall(source.replace(rotation, "")) == []
+
+
+@pytest.mark.parametrize("name", ["LlamaForCausalLM", "a Mixtral", "Qwen2", "GPT-2", "gpt_neox", "opt", "Phi3"])
+def test_a_family_is_found(name: str) -> None:
+    assert FAMILY.search(f"of {name}'s layers")
+    assert not FAMILY.search("the options that an optimizer adopts, and their philosophy")
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,14 @@ def test_a_mutation_fits_its_file(mutation: mutate.Mutation) -> None:
         assert f"def {name}(" in (PACKAGE.parent / file).read_text(encoding="utf-8") or not name
 
 
+def test_what_is_likely_to_notice_comes_first_and_doctests_last() -> None:
+    """A file whose doctests come first is there twice, and is told from itself by tests that compare classes."""
+    for mutation in MUTATIONS:
+        assert mutation.tests[0] == (mutation.first or mutation.tests[0])
+        assert mutation.tests[0].startswith("tests/")
+        assert mutation.tests[-1] == f"lit_align/{mutation.file}"
+
+
 @pytest.mark.parametrize(("source", "replacement"), [("x = 1", "3"), ("x = 2 + 2", "3"), ("x = 2", "2")])
 def test_a_mutation_that_does_not_fit_is_an_error(source: str, replacement: str) -> None:
     with pytest.raises(ValueError, match="some file: some mistake: the original"):

@@ -17,6 +17,7 @@ from transformers import DynamicCache
 from lit_align.functional.logprobs import token_logps
 from lit_align.models.layouts import Texts
 from lit_align.models.positions import positions_of
+from lit_align.models.shortage import out_of_memory
 from lit_align.models.windows import small_copy, window_to_cross
 from lit_align.types import UserError
 
@@ -185,6 +186,8 @@ class _Trial:
         try:
             gaps = self.gaps(way)
         except (AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+            if out_of_memory(error):
+                raise
             return type(error).__name__
         gap = float(gaps.mean(-1).max())  # of a row, as rounding may send a token to another expert
         if not gap <= _tolerance(self.model) or (way not in WAYS and float(gaps.max()) > _same(self.model)):
@@ -208,7 +211,9 @@ def _confirmed_by_copy(model: Any, way: type[RowCache]) -> bool:
     try:
         small = small_copy(model).to(next(model.parameters()).device).eval()
         return not _Trial(small, frozenset(), None).fault(way)
-    except Exception:
+    except Exception as error:
+        if out_of_memory(error):
+            raise
         return False
 
 

@@ -1,4 +1,4 @@
-"""A faster way to read Llama-like models on a CPU, where much of the time goes into the many small operations of a step.
+"""A faster way to read decoders of the usual modules on a CPU, where much of the time goes into the many small operations of a step.
 
 A model is recognised by the modules that it is made of and by its config, not by its name; that nothing else happens in it is the
 probe's to say (`chosen_way`).
@@ -22,13 +22,13 @@ BACKBONE = {"embed_tokens", "layers", "norm", "rotary_emb"}
 BLOCK = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
 ATTENTION, NORMS = {"q_proj", "k_proj", "v_proj", "o_proj"}, {"q_norm", "k_norm"}
 MLP = {"gate_proj", "up_proj", "down_proj", "act_fn"}
-ROTATIONS = {"default", "linear", "llama3"}  # the same for texts of any length
+ROTATIONS = {"default", "linear", "llama3"}  # the same for texts of any length; the names are transformers', of ways to rotate
 ROTATION_OPTIONS = {"rope_type", "rope_theta", "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"}
 
 
 def fits(model: Any) -> bool:
-    """Whether `FusedRows` can read this model as it is now: weights of one dtype, float32 or bfloat16, whole and on the CPU, of a Llama's
-    modules and nothing else, that attend to all of a text."""
+    """Whether `FusedRows` can read this model as it is now: weights of one dtype, float32 or bfloat16, whole and on the CPU, of the
+    modules that are named above and nothing else, that attend to all of a text."""
     weights = list(model.parameters())
     alike = {w.dtype for w in weights} in ({torch.float32}, {torch.bfloat16})
     plain = alike and all(w.device.type == "cpu" and not isinstance(w, DTensor) for w in weights)

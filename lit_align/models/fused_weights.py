@@ -1,4 +1,4 @@
-"""The weights of a Llama's layers, copied into fewer and larger matrices."""
+"""The weights of a decoder's layers, copied into fewer and larger matrices."""
 
 from dataclasses import dataclass
 from typing import Any, final
@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lit_align.models.lora import LoraLayer, change_of
+from lit_align.models.shortage import out_of_memory
 
 WIDE, ROWS = 1024, 32  # columns from which packing a matrix saves time, and for products of how many rows it is packed
 
@@ -45,7 +46,9 @@ def _packed(weight: Tensor) -> Tensor | None:
     """A matrix ``[out, in]`` as oneDNN reads it fastest; None where PyTorch has no such operation, which is none that it documents."""
     try:
         return torch.ops.mkldnn._reorder_linear_weight(weight, ROWS)
-    except (AttributeError, NotImplementedError, RuntimeError):
+    except (AttributeError, NotImplementedError, RuntimeError) as error:
+        if out_of_memory(error):
+            raise
         return None
 
 

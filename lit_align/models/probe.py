@@ -18,6 +18,7 @@ from lit_align.models.dropout import without_dropout
 from lit_align.models.layouts import Texts
 from lit_align.models.reading import CHUNKED, PICKED, ResponseReader
 from lit_align.models.sharding import is_sharded
+from lit_align.models.shortage import out_of_memory
 from lit_align.models.windows import CUT, small_copy, window_to_cross
 from lit_align.types import UserError
 
@@ -109,7 +110,9 @@ class _Subject:
         try:
             said = self._said(lambda: reader.read(self.texts, _logps, choice, chunk_above=some_logits)[0][0])
             agreed = said.agrees(self.alone, self.tolerance)
-        except Exception:  # what a model can't do at all, it does not do exactly
+        except Exception as error:  # what a model can't do at all, it does not do exactly
+            if out_of_memory(error):
+                raise
             agreed = False
         return not global_sum(torch.tensor(not agreed, device=self.texts.prompt_tokens.device))
 
@@ -189,5 +192,7 @@ def _confirmed_by_copy(model: Any, device: torch.device, names: Sequence[str]) -
             small = small_copy(model).to(device)
             subject = _Subject(small, _texts(small, device, None, CUT), TIGHT)
             return [name for name in names if subject.confirms(name, PICKED)]
-    except Exception:
+    except Exception as error:
+        if out_of_memory(error):
+            raise
         return []

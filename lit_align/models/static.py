@@ -21,6 +21,7 @@ from transformers.cache_utils import StaticLayer
 from lit_align.models.decoding import PaddedRows, RowCache
 from lit_align.models.positions import positions_of
 from lit_align.models.sharding import is_sharded
+from lit_align.models.shortage import out_of_memory
 
 DEVICES = frozenset({"cuda"})  # elsewhere operations can't be recorded, and without that memory that stays in its place gains nothing
 ARGUMENTS = {"input_ids", "attention_mask", "position_ids", "past_key_values"}
@@ -168,6 +169,8 @@ class StaticRows(RowCache):
             try:
                 return run_and_record(step, device)
             except RuntimeError as error:
+                if out_of_memory(error):
+                    raise
                 _UNRECORDED.add(self._model)
                 reason = str(error.__context__ or error).partition("\n")[0]  # what ended the recording, before its end failed too
                 rank_zero_info(

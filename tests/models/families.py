@@ -62,7 +62,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         | {"initializer_range": 0.3},
     ),
     "bamba": ("bamba", LLAMA | MAMBA | {"attn_layer_indices": [1]}),
-    "falcon_h1": ("falcon_h1", LLAMA | MAMBA | {"mamba_d_ssm": 32}),
+    "falcon_h1": ("falcon_h1", LLAMA | MAMBA | {"mamba_d_ssm": 32, "lm_head_multiplier": 0.5}),
     "jamba": (
         "jamba",
         LLAMA | {"num_experts": 2, "attn_layer_period": 2, "attn_layer_offset": 1, "mamba_d_state": 4, "use_mamba_kernels": False},

@@ -1,5 +1,7 @@
 """Models that read on in odd ways are served slowly or refused, and never wrongly."""
 
+from itertools import product
+
 import pytest
 import torch
 from torch.testing import assert_close
@@ -10,7 +12,7 @@ from lit_align.models.decoding import WAYS, EqualRows, PaddedRows, PromptMaskedR
 from lit_align.models.fused import FusedRows
 from lit_align.types import UserError
 from tests.models.families import FAMILIES, LLAMA, write_family
-from tests.models.test_matrix import PROMPTS, check_sampling, sample
+from tests.models.test_matrix import PROMPTS, TEMPERATURE, K, alone, check_sampling, sample
 from tests.tiny import write_tiny
 
 
@@ -233,6 +235,11 @@ def test_reordered_rows_go_on_as_if_they_were_alone(tmp_path, way):
 
 
 def test_bfloat16_is_probed_with_what_it_rounds_in_mind(tmp_path):
-    policy = CausalPolicy(write_tiny(tmp_path), dtype="bfloat16")
+    policy = CausalPolicy(write_tiny(tmp_path), dtype="bfloat16", temperature=TEMPERATURE)
     assert policy.way is PaddedRows
-    assert sample(policy).finished.shape == (3, 2)
+    rollouts = sample(policy)
+    for i, k in product(range(len(PROMPTS)), range(K)):
+        with policy.inference():
+            logits, response = alone(policy, rollouts, i, k)
+        plain = logits.log_softmax(-1).gather(-1, response.unsqueeze(-1)).squeeze(-1)
+        assert_close(rollouts.sampling_logps[i, k][: len(response)], plain, atol=0.05, rtol=0)

@@ -93,13 +93,15 @@ def test_a_resumed_run_is_the_same_to_the_bit(tiny: str, root: Path) -> None:
 
 
 def test_older_weights_are_drawn_from_as_long_as_they_may_be(tiny: str, root: Path) -> None:
-    result = run(root, tiny, every=2, trainer={"max_epochs": 4}, module=GRPO(CausalPolicy(tiny), optimizer=sgd(1e-2)))
+    module = GRPO(CausalPolicy(tiny), optimizer=sgd(1e-2))
+    result = run(root, tiny, noise=0.0, every=2, trainer={"max_epochs": 4}, module=module)
     assert [rollouts.engine_staleness for rollouts in result.recorder.rollouts] == [0, 1, 0, 1]
     assert [rollouts.policy_version for rollouts in result.recorder.rollouts] == [0, 1, 2, 3], "what annotators that learn count by"
     assert [metrics["engine/staleness"] for metrics in result.recorder.metrics] == [0, 1, 0, 1]
     assert engine_of(result).loads == 2
-    fresh, stale = (result.recorder.metrics[i]["engine/logp_difference"] for i in (2, 3))
-    assert stale != fresh
+    differences = [metrics["engine/logp_difference"] for metrics in result.recorder.metrics]
+    assert max(differences[::2]) < 1e-6
+    assert min(differences[1::2]) > 1e-3
 
 
 def test_an_algorithm_for_its_own_samples_refuses_older_ones(tiny: str, root: Path) -> None:
