@@ -34,7 +34,7 @@ def window_to_cross(model: Any, context_length: int | None) -> tuple[int, bool]:
     Args:
         model: a Hugging Face causal language model.
         context_length: how many tokens it can read, where that is known. A window of as many hides nothing from anybody:
-            no row has more slots, see `ResponseReader`.
+            no row of a training forward has more slots either.
     """
     sizes = windows(model.config.get_text_config()).values()
     hiding = [size for size in sizes if context_length is None or size < context_length]
