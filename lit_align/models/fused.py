@@ -15,6 +15,7 @@ from torch.distributed.tensor import DTensor
 from lit_align.models.decoding import RowCache
 from lit_align.models.fused_weights import Block, Norm, Product
 from lit_align.models.positions import positions_of
+from lit_align.models.windows import windows
 
 SHORT = 64  # tokens for which there is room, and as many again, whatever is read first
 LARGEST = 100_000_000  # parameters; above, matrix products take most of the time, and a copy of the weights much memory
@@ -36,7 +37,7 @@ def fits(model: Any) -> bool:
     changed = any(module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module) for module in model.modules())
     if not plain or not small or changed or torch.is_autocast_enabled("cpu"):
         return False
-    return _has_the_modules(model) and _attends_to_all(model.config.to_dict())
+    return _has_the_modules(model) and not windows(model.config) and _attends_to_all(model.config.to_dict())
 
 
 def _has_the_modules(model: Any) -> bool:
@@ -60,9 +61,7 @@ def _names(module: nn.Module) -> set[str]:
 def _attends_to_all(config: dict[str, Any]) -> bool:
     rotation = config.get("rope_parameters") or {}
     return (
-        not (config.get("sliding_window") and config.get("use_sliding_window", True))
-        and set(config.get("layer_types") or ["full_attention"]) == {"full_attention"}
-        and not config.get("attention_chunk_size")
+        set(config.get("layer_types") or ["full_attention"]) == {"full_attention"}
         and rotation.get("rope_type") in ROTATIONS
         and rotation.keys() <= ROTATION_OPTIONS
     )

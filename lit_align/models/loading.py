@@ -8,6 +8,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from lit_align.models.chat import read_template
+from lit_align.models.positions import context_of
 from lit_align.types import UserError
 
 DType = Literal["float32", "bfloat16"]
@@ -81,7 +82,7 @@ def load_scorer(owner: str, path: str, dtype: DType, seed: int) -> Any:
 
 def context_length(model: Any, tokenizer: Any) -> int | None:
     """How many tokens a model can read, where its config or its tokenizer says so."""
-    of_model = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    of_model = context_of(model.config.get_text_config())
     of_tokenizer = tokenizer.model_max_length  # 1e30 where it doesn't know; less than the model's in RoBERTa
     known = [int(length) for length in (of_model, of_tokenizer) if length and length < 1e9]
     return min(known, default=None)

@@ -20,6 +20,7 @@ from lit_align.models.faster import standing_way, way_to_try
 from lit_align.models.layouts import Texts
 from lit_align.models.loading import DType, checkpoint_activations, load_causal, load_tokenizer
 from lit_align.models.lora import LoRA, add_adapter, checkpoint_adapter_only, merge_into, merged_weights
+from lit_align.models.positions import context_of
 from lit_align.models.probe import describe, probe
 from lit_align.models.reading import UNPROBED, ResponseReader
 from lit_align.models.reference import AdapterOffReference, FrozenReference
@@ -95,7 +96,7 @@ class CausalPolicy(Policy):
         added = self.tokenizer.added_tokens_decoder.items()
         self.special_ids = frozenset(self.tokenizer.all_special_ids) | {i for i, token in added if token.special}
         self.pad_id = self._find_pad_id()
-        self.context_length = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        self.context_length = context_of(self.model.config.get_text_config())
         self._way: type[RowCache] | None = None
         self._value_head = new_value_head(self.model) if value_head else None
         if lora is not None:

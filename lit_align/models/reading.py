@@ -9,6 +9,7 @@ from transformers import DynamicCache
 
 from lit_align.models.head import CHUNK_ABOVE, Say, in_chunks, picking
 from lit_align.models.layouts import Plan, Texts, prefix_plan, rows_plan
+from lit_align.models.positions import context_of
 from lit_align.models.trees import Lengths, Packing, packed, rooms, tree_mask, tree_plan
 
 LAYOUTS = ("rows", "prefix", "tree")  # from the one that no model mistakes to the one that asks most of it
@@ -45,13 +46,18 @@ class Layout(NamedTuple):
         return sum(rows * queries * (1 + keys / (6 * hidden_size)) for rows, queries, keys in blocks)
 
 
-def cheapest(lengths: Lengths, allowed: Sequence[str], hidden_size: int) -> Layout:
-    """The layout that costs least, the first of equals; a function of lengths and width alone, never of time or memory."""
+def cheapest(lengths: Lengths, allowed: Sequence[str], hidden_size: int, context_length: int | None = None) -> Layout:
+    """The layout that costs least, the first of equals; a function of lengths, width and context alone, never of time or memory.
+
+    No row has more slots than the context, where that is known, unless a text alone has.
+    """
     layouts = [Layout("rows")] if "rows" in allowed else []
-    if "prefix" in allowed and max(len(group) for _, group in lengths) > 1 and max(prompt for prompt, _ in lengths) > 1:
+    prompt, response, most = (max(sizes) for sizes in zip(*((p, max(group), len(group)) for p, group in lengths), strict=True))
+    fits = context_length is None or prompt - 1 + response <= context_length  # the longest of either may not be of one text
+    if "prefix" in allowed and most > 1 and prompt > 1 and fits:
         layouts.append(Layout("prefix"))
     if "tree" in allowed:
-        layouts += [Layout("tree", packed(lengths, room)) for room in rooms(lengths)]
+        layouts += [Layout("tree", packed(lengths, room)) for room in rooms(lengths, context_length)]
     return min(layouts, key=lambda layout: layout.cost(lengths, hidden_size), default=Layout("rows"))
 
 
@@ -82,7 +88,7 @@ class ResponseReader:
             said, hidden = self.read(texts.with_one(), say, choice, chunk_above)
             return [values[:0] for values in said], hidden[:0]
         config = self.model.config.get_text_config()
-        plan = cheapest(texts.lengths, choice, config.hidden_size).plan(texts)
+        plan = cheapest(texts.lengths, choice, config.hidden_size, context_of(config)).plan(texts)
         tokens = texts.response_tokens[texts.response_mask]  # [M]
         cache = None if plan.prefix is None else self._cache(plan.prefix, plan.owners)
         if PICKED not in choice:

@@ -19,7 +19,7 @@ from transformers import Cache, StaticCache
 from transformers.cache_utils import StaticLayer
 
 from lit_align.models.decoding import PaddedRows, RowCache
-from lit_align.models.positions import positions_of
+from lit_align.models.positions import context_of, positions_of
 from lit_align.models.sharding import is_sharded
 from lit_align.models.shortage import out_of_memory
 
@@ -153,7 +153,8 @@ class StaticRows(RowCache):
         length = mask.shape[1]
         memory = self._memory
         if memory is None or rung(len(tokens)) < len(memory.tokens) or length > memory.mask.shape[1]:
-            memory = self._move(max(rung(length), ROOM))
+            room, context = max(rung(length), ROOM), context_of(self._model.config.get_text_config())
+            memory = self._move(room if context is None else max(length, min(room, context)))  # some have a place for no more
         memory.tokens[self._places], memory.positions[self._places] = tokens, positions_of(mask)[:, -1:]
         memory.mask[self._places, :length] = mask
         memory.start.fill_(length - 1)

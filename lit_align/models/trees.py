@@ -64,10 +64,12 @@ def _fitted(sizes: Sequence[int], room: int, taken: int = 0) -> list[tuple[int, 
     return list(zip(slots, members, strict=True))
 
 
-def rooms(lengths: Lengths) -> list[int]:
-    """Those that are worth trying, from that of the longest text to that of the largest tree."""
+def rooms(lengths: Lengths, context_length: int | None = None) -> list[int]:
+    """Those that are worth trying, from that of the longest text to that of the largest tree, and no larger than the context: some models
+    have a place for no more slots, whatever their positions."""
     text = max(prompt + max(responses) - 1 for prompt, responses in lengths)
-    return sorted({max(prompt + sum(group) - len(group) for prompt, group in lengths)} | {int(text * factor) for factor in ROOMS})
+    found = {max(prompt + sum(group) - len(group) for prompt, group in lengths)} | {int(text * factor) for factor in ROOMS}
+    return sorted(found if context_length is None else {min(room, max(text, context_length)) for room in found})
 
 
 def tree_plan(texts: Texts, packing: Packing) -> Plan:

@@ -30,6 +30,17 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2, a window": ("qwen2", LLAMA | {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1}),
     "qwen3": ("qwen3", LLAMA),
     "gpt2": ("gpt2", {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64, "initializer_range": 0.3} | NO_DROPOUT),
+    "llama4, chunks": (
+        "llama4_text",
+        LLAMA
+        | {"intermediate_size_mlp": 32, "num_local_experts": 2, "moe_layers": [], "no_rope_layers": [1, 0]}
+        | {"layer_types": ["chunked_attention", "full_attention"], "attention_chunk_size": 5},
+    ),
+    "gpt_neo": (
+        "gpt_neo",
+        {"hidden_size": 16, "num_layers": 2, "num_heads": 2, "max_position_embeddings": 64, "initializer_range": 0.3}
+        | {"attention_types": [[["global", "local"], 1]], "window_size": 5},
+    ),
     "mistral, a window": ("mistral", LLAMA | {"sliding_window": 5}),
     "mistral": ("mistral", LLAMA | {"sliding_window": None}),
     "granite": (
@@ -93,7 +104,7 @@ TARGETS = {
     "qwen3_next": ["q_proj", "v_proj"],
 }
 LAYOUTS = {
-    **dict.fromkeys(["bloom", "mpt", "falcon, alibi", "bamba", "falcon_h1", "lfm2"], ("rows", "prefix")),
+    **dict.fromkeys(["bloom", "mpt", "falcon, alibi", "bamba", "falcon_h1", "lfm2", "gpt_neo", "llama4, chunks"], ("rows", "prefix")),
     **dict.fromkeys(["mamba", "mamba2", "jamba", "qwen3_next", "recurrent_gemma"], ("rows",)),
 }
 

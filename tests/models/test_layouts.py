@@ -10,8 +10,8 @@ from lit_align.models import CausalPolicy, reading
 from lit_align.models.layouts import Texts, prefix_plan, rows_plan
 from lit_align.models.reading import CHUNKED, LAYOUTS, PICKED, Layout, ResponseReader, cheapest
 from lit_align.models.trees import packed, rooms
-from tests.models.batches import make_rollouts
-from tests.models.families import write_family
+from tests.models.batches import make_rollouts, plain_logps
+from tests.models.families import FAMILIES, write_family
 from tests.tiny import write_tiny
 
 EOS = 1
@@ -139,6 +139,27 @@ def test_little_of_packed_rows_is_padding():
 def test_rooms_reach_from_the_longest_text_to_the_largest_tree():
     found = rooms([(4, [9, 5]), (1, [2] * 90)])
     assert found == sorted({12, 13, 15, 18, 21, 24, 30, 36, 48, 72, 91})
+
+
+def test_no_row_has_more_slots_than_the_context(tmp_path, monkeypatch):
+    """A model may have a place for no more of them, whatever their positions; a text that is longer by itself is read as it is."""
+    lengths = [(4, [9, 5]), (9, [2] * 90)]
+    assert rooms(lengths, 20) == [12, 13, 15, 18, 20]
+    assert rooms(lengths, 11) == [12]
+    assert cheapest(lengths, ("prefix",), 64, 17) == Layout("prefix")
+    assert cheapest(lengths, ("prefix",), 64, 16) == Layout("rows"), "the longest prompt but for a token, and the longest response"
+
+    kind, options = FAMILIES["gpt_neo"]
+    monkeypatch.setitem(FAMILIES, "short", (kind, options | {"max_position_embeddings": 12, "window_size": 12}))
+    policy = CausalPolicy(write_family(tmp_path, "short"))
+    assert max(rooms(Texts.of(ROLLOUTS).lengths)) > 12
+    with policy.inference():
+        for layout in LAYOUTS:
+            policy.layouts = (layout, PICKED)
+            said = policy(ROLLOUTS).token_logps
+            for i, k in MASK.any(-1).nonzero().tolist():
+                expected = plain_logps(policy.model, PROMPTS[i], RESPONSES[i][k])
+                assert_close(said[i, k, : len(expected)], expected, atol=2e-5, rtol=0)
 
 
 def test_rows_and_those_after_a_prefix_hold_what_is_read():

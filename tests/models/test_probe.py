@@ -159,6 +159,16 @@ def test_a_tree_without_its_window_is_found_out(window, tmp_path, monkeypatch):
     assert "prefix" in probe(model, 99)
 
 
+@pytest.mark.parametrize(("window", "tree"), [(5, False), (60, False), (99, True)])
+def test_a_window_that_a_layer_counts_in_slots_is_found_out(window, tree, tmp_path, monkeypatch):
+    """Whatever it is called, and whichever layers have it: rows of more slots than it lose the prompt of a later branch."""
+    kind, options = FAMILIES["gpt_neo"]
+    layers = {"num_layers": 4, "attention_types": [[["global"], 2], [["local"], 2]]}
+    monkeypatch.setitem(FAMILIES, "slots", (kind, options | layers | {"max_position_embeddings": 99, "window_size": window}))
+    model = CausalPolicy(write_family(tmp_path, "slots")).model
+    assert probe(model, 99) == ("rows", "prefix", *["tree"] * tree, PICKED, CHUNKED)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_nothing_is_left_changed(dtype, folder):
     policy = CausalPolicy(folder, dtype=dtype, lora=LoRA(rank=2, dropout=0.2))
@@ -177,19 +187,14 @@ def test_nothing_is_left_changed(dtype, folder):
 
 
 def test_a_short_context_is_kept_to(tmp_path):
-    """By positions: a row of trees may have more slots than any text has tokens."""
-    last = []
-
-    def keep(module, inputs, options):
-        positions = options.get("position_ids")
-        last.append(options["input_ids"].shape[1] - 1 if positions is None else int(positions.max()))
-
+    """By all that a row holds, not by positions alone."""
+    slots = []
     policy = CausalPolicy(write_tiny(tmp_path, context=8))
-    handle = policy.model.register_forward_pre_hook(keep, with_kwargs=True)
+    handle = policy.model.register_forward_pre_hook(lambda *call: slots.append(call[2]["input_ids"].shape[1]), with_kwargs=True)
     policy.choose_layouts()
     handle.remove()
     assert "tree" in policy.layouts
-    assert 4 < max(last) < 8
+    assert max(slots) == 8
 
 
 def test_a_run_says_once_what_it_chose_and_a_resumed_one_keeps_it(folder, tmp_path, monkeypatch):

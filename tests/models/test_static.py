@@ -12,7 +12,7 @@ from lit_align.models import CausalPolicy, fused, static
 from lit_align.models.decoding import PaddedRows
 from lit_align.models.static import StaticRows, fits, rung
 from lit_align.types import EncodedPrompt, Prompt, Stream
-from tests.models.families import write_family
+from tests.models.families import FAMILIES, write_family
 from tests.models.recorder import run_and_record
 from tests.models.test_fused import TOKENS, randomise, read
 from tests.models.test_matrix import check_sampling, make_policy, sample
@@ -67,6 +67,25 @@ def test_experts_whose_tokens_are_counted_in_python_are_not_recorded(tmp_path, r
 @pytest.mark.parametrize("family", OTHER)
 def test_windows_states_and_biases_by_distance_are_not_for_it(tmp_path, family):
     assert not fits(CausalPolicy(write_family(tmp_path, family)).model)
+
+
+@pytest.mark.parametrize(("window", "way"), [(5, PaddedRows), (40, PaddedRows), (99, StaticRows)])
+def test_a_window_that_is_counted_in_slots_is_not_for_it(tmp_path, window, way, monkeypatch, recorded):
+    """Also one that is longer than the room that the probe's texts need: it begins at the room's end."""
+    kind, options = FAMILIES["gpt_neo"]
+    monkeypatch.setitem(FAMILIES, "slots", (kind, options | {"max_position_embeddings": 99, "window_size": window}))
+    assert CausalPolicy(write_family(tmp_path, "slots")).way is way
+
+
+def test_there_is_room_for_no_more_tokens_than_the_model_can_read(tmp_path, monkeypatch, recorded):
+    """Some models have a place for no more slots, written or not."""
+    kind, options = FAMILIES["gpt_neo"]
+    monkeypatch.setitem(FAMILIES, "short", (kind, options | {"max_position_embeddings": 11, "window_size": 11}))
+    policy = CausalPolicy(write_family(tmp_path, "short"), temperature=0.9)
+    assert policy.way is StaticRows
+    recorded.clear()
+    check_sampling(policy, sample(policy, [(2,), (3, 4)], 9))
+    assert max(room for _, room in recorded) == 11
 
 
 @pytest.mark.parametrize("option", ["whole", "eager", "LoRA", "LoRA, checkpointed"])
