@@ -1,4 +1,4 @@
-"""Prompts of like length are answered together, as little of a chunk is padding then; what comes of them is in the prompts' order."""
+"""Prompts of like length are answered together, so that little of a chunk is padding; what comes of them is in the prompts' order."""
 
 from collections.abc import Iterable, Sequence
 
@@ -7,12 +7,13 @@ from lit_align.types import Annotation, EncodedPrompt, Rollouts
 
 
 def alike(prompts: Sequence[EncodedPrompt], size: int) -> tuple[list[list[EncodedPrompt]], list[int]]:
-    """Chunks of at most ``size`` prompts, and the place of every prompt in them, counted over all. A single chunk is as it was."""
+    """Chunks of at most ``size`` prompts, and the place of every prompt in them, counted over all. A single chunk is as it was; of
+    several the longest prompts come first, so that memory runs out early or never."""
     order = list(range(len(prompts)))
     if len(prompts) > size:
-        order.sort(key=lambda i: len(prompts[i].tokens))
+        order.sort(key=lambda i: -len(prompts[i].tokens))
     chunks = [[prompts[i] for i in order[start : start + size]] for start in range(0, len(prompts), size)]
-    return chunks, sorted(order, key=order.__getitem__)
+    return chunks, sorted(range(len(order)), key=order.__getitem__)
 
 
 def joined(answered: Iterable[tuple[Rollouts, Annotation]], places: Sequence[int]) -> tuple[Rollouts, Annotation]:

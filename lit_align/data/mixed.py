@@ -15,7 +15,7 @@ from lit_align.data.packing import FixedRow, encoded, packed
 from lit_align.data.pool import LongPrompts
 from lit_align.data.preferences import given_answers
 from lit_align.data.routes import Routes, uniforms
-from lit_align.data.sampling import Chunks, SamplingDataModule
+from lit_align.data.sampling import Answered, SamplingDataModule
 from lit_align.data.spend import Price
 from lit_align.data.telemetry import LabelTelemetry
 from lit_align.functional.distributed import global_sum
@@ -61,7 +61,7 @@ class MixedDataModule(SamplingDataModule):
         inner_epochs: how often a rollout is trained on.
         max_response_tokens: longest answer of the data, its end included; the rest of a longer one, and its end, are not learnt.
         missing_eos_penalty: subtracted from the annotator's score of a response that did not end by itself, in units of reward.
-        chunk_prompts: prompts that are sampled, then annotated, together on one rank.
+        chunk_prompts: prompts, of like length, that are sampled, then annotated, together on one rank.
         eval_responses_per_prompt: K of held-out prompts.
         eval_sampler: answers held-out prompts, greedily for example; the training one if None.
         max_prompt_tokens: longest prompt; None is what the context leaves beside the response.
@@ -168,7 +168,7 @@ class MixedDataModule(SamplingDataModule):
         prepare the whole."""
         sources = self.routes.sources(self.seed, number, prompts)
         judged, own = ([i for i, found in enumerate(sources) if found == wanted] for wanted in (Source.FRESH_ANNOTATED, Source.FRESH_SELF))
-        fresh, chunks, said = [*judged, *own], Chunks(), None
+        fresh, answered, said = [*judged, *own], Answered(), None
         stream, device = Stream(self.seed, "train", number), self._trainer.strategy.root_device
         asked = int(global_sum(torch.tensor(len(judged), device=device))) * self.responses_per_prompt
         with (
@@ -177,10 +177,10 @@ class MixedDataModule(SamplingDataModule):
             self.aligner.policy.inference(),
         ):
             if judged:
-                said = self.label([prompts[i] for i in judged], stream, chunks, self.annotator)
+                said = self.label([prompts[i] for i in judged], stream, answered, self.annotator)
             if own:
-                self.label([prompts[i] for i in own], stream, chunks, None)
-            rollouts = join([answered for answered, _ in chunks]).to("cpu") if chunks else no_rollouts(self.responses_per_prompt, number)
+                self.label([prompts[i] for i in own], stream, answered, None)
+            rollouts = join([r for r, _ in answered]).to("cpu") if answered else no_rollouts(self.responses_per_prompt, number)
             batch = self._packed(prompts, judged, fresh, rollouts, said)
             labels = torch.tensor(uniforms(self.seed, "label", number, prompts))
             batch = replace(batch, source=torch.tensor(sources), uniforms=labels)

@@ -10,7 +10,7 @@ from lit_align.data.budget import Budget
 from lit_align.data.collate import join
 from lit_align.data.dynamic import groups_with_spread
 from lit_align.data.pool import LongPrompts
-from lit_align.data.sampling import Chunks, SamplingDataModule
+from lit_align.data.sampling import Answered, SamplingDataModule
 from lit_align.data.spend import Price
 from lit_align.data.telemetry import LabelTelemetry
 from lit_align.metering import metered
@@ -34,7 +34,7 @@ class OnlineDataModule(SamplingDataModule):
         missing_eos_penalty: subtracted from the score of a response that did not end by itself, in units of reward.
         max_extra_prompts: how many prompts more a rollout may read, on all ranks together, to replace those whose responses all
             score the same (or have fewer than two valid scores): DAPO's dynamic sampling. All of them are labelled.
-        chunk_prompts: prompts that are sampled, then annotated, together on one rank.
+        chunk_prompts: prompts, of like length, that are sampled, then annotated, together on one rank.
         eval_responses_per_prompt: K of held-out prompts.
         eval_sampler: answers held-out prompts, greedily for example; the training one if None.
         max_prompt_tokens: longest prompt; None is what the context leaves beside the response.
@@ -106,12 +106,12 @@ class OnlineDataModule(SamplingDataModule):
 
     def make_rollout(self, number: int, prompts: list[EncodedPrompt]) -> AlignmentBatch:
         """Sample and annotate chunk by chunk, then let the algorithm prepare the whole."""
-        stream, chunks, device = Stream(self.seed, "train", number), [], self._trainer.strategy.root_device
+        stream, answered, device = Stream(self.seed, "train", number), [], self._trainer.strategy.root_device
         meter = self.begin(stream, (self.prompts_per_rollout + self.max_extra_prompts) * self.responses_per_prompt, len(prompts))
         with metered(meter), self._trainer.precision_plugin.forward_context(), self.aligner.policy.inference():
-            said = self.label(prompts, stream, chunks, self.annotator)
-            kept = self._search(said, stream, chunks) if self.max_extra_prompts else range(len(prompts))
-            rollouts, annotation = join([r for r, _ in chunks]), join([a for _, a in chunks]).to(device)
+            said = self.label(prompts, stream, answered, self.annotator)
+            kept = self._search(said, stream, answered) if self.max_extra_prompts else range(len(prompts))
+            rollouts, annotation = join([r for r, _ in answered]), join([a for _, a in answered]).to(device)
             self.report(number, annotation, rollouts.finished, rollouts.response_mask.sum(-1), [p.dataset for p in rollouts.prompts])
             rollouts, annotation = rollouts.rows(kept), annotation.rows(kept)
             batch = AlignmentBatch.of(rollouts, annotation, torch.arange(len(prompts)) // self._step_rows)
@@ -121,10 +121,10 @@ class OnlineDataModule(SamplingDataModule):
         self.tell("end", rollouts, annotation, batch, diagnostics)
         return batch.to("cpu")
 
-    def _search(self, said: Annotation, stream: Stream, chunks: Chunks) -> list[int]:
+    def _search(self, said: Annotation, stream: Stream, answered: Answered) -> list[int]:
         """Label further prompts for those whose responses all score the same; which of all groups to train on."""
         device, total, budget = self._trainer.strategy.root_device, self.prompts_per_rollout, self.max_extra_prompts
-        label = partial(self.label, stream=stream, chunks=chunks, annotator=self.annotator)
+        label = partial(self.label, stream=stream, answered=answered, annotator=self.annotator)
         kept, metrics = groups_with_spread(said, self.rank_rows, total, budget, self.draw, label, device)
         self.aligner.log_rollout(metrics)
         return kept

@@ -27,7 +27,7 @@ from lit_align.functional.distributed import gathered, global_mean, global_std, 
 from lit_align.metering import Meter, current_meter, metered
 from lit_align.types import Annotation, Annotator, EncodedPrompt, PromptSource, Rollouts, Sampler, Samples, Stream, UserError
 
-Chunks = list[tuple[Rollouts, Annotation]]
+Answered = list[tuple[Rollouts, Annotation]]
 
 
 class SamplingDataModule(AlignmentDataModule, ABC):
@@ -44,7 +44,7 @@ class SamplingDataModule(AlignmentDataModule, ABC):
         micro_batch_prompts: prompts of one forward and backward pass on one rank.
         inner_epochs: how often a rollout is trained on.
         missing_eos_penalty: subtracted from the score of a response that did not end by itself, in units of reward.
-        chunk_prompts: prompts that are sampled, then annotated, together on one rank.
+        chunk_prompts: prompts, of like length, that are sampled, then annotated, together on one rank.
         eval_responses_per_prompt: K of held-out prompts.
         eval_sampler: answers held-out prompts, greedily for example; the training one if None.
         max_prompt_tokens: longest prompt; None is what the context leaves beside the response.
@@ -140,16 +140,16 @@ class SamplingDataModule(AlignmentDataModule, ABC):
             self.tell("start", stream.rollout, prompts * self.responses_per_prompt)
         return meter
 
-    def label(self, prompts: list[EncodedPrompt], stream: Stream, chunks: Chunks, annotator: Annotator | None) -> Annotation:
-        """Answer and annotate, adding to ``chunks``; what was said of these prompts. Without an annotator, nothing is said."""
+    def label(self, prompts: list[EncodedPrompt], stream: Stream, answered: Answered, annotator: Annotator | None) -> Annotation:
+        """Answer and annotate, adding to ``answered``; what was said of these prompts. Without an annotator, nothing is said."""
         parts, places = alike(prompts, self.chunk_prompts)
         sampled = (self.sampler.sample(self.aligner.policy, part, self.responses_per_prompt, stream) for part in parts)
         label = _nothing_said if annotator is None else partial(self.journal.annotate, annotator, stream=stream)
-        done = sum(rollouts.finished.numel() for rollouts, _ in chunks)
+        done = sum(rollouts.finished.numel() for rollouts, _ in answered)
         overlap = annotator is not None and annotator.waits
-        answered = labelled(sampled, label, partial(self.tell, "progress"), done=done, overlap=overlap)
-        chunks.append(joined(answered, places))
-        return chunks[-1][1]
+        found = labelled(sampled, label, partial(self.tell, "progress"), done=done, overlap=overlap)
+        answered.append(joined(found, places))
+        return answered[-1][1]
 
     @final
     def learn(self, stream: Stream, rollouts: Rollouts) -> None:

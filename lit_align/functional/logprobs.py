@@ -88,11 +88,11 @@ class _TokenLogps(torch.autograd.Function):
         """Of row t: (1 at the token, less the probabilities) / temperature."""
         logits, tokens = ctx.saved_tensors
         scales, found = (gradients[0] / ctx.temperature).unsqueeze(-1), torch.empty_like(logits)
+        exact = full_precision(found[:0]).dtype == found.dtype  # written where it stays: fresh memory would cost more than the arithmetic
         for some in _parts(logits):
-            part = full_precision(found[some])  # the same memory, if it is that precise: fresh memory would cost more than the arithmetic
-            torch.softmax(_scaled(logits[some], ctx.temperature), -1, out=part)
+            part = torch.softmax(_scaled(logits[some], ctx.temperature), -1, out=found[some] if exact else None)
             part.mul_(-scales[some]).scatter_add_(-1, tokens[some].unsqueeze(-1), scales[some])
-            if part.dtype != found.dtype:
+            if not exact:
                 found[some] = part
         return found, None, None
 

@@ -35,7 +35,8 @@ class RowCache(ABC):
 
     @abstractmethod
     def read(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        """Logits ``[N, V]`` of what follows ``tokens`` ``[N, S]``; ``mask`` ``[N, L]`` covers them and everything before them."""
+        """Logits ``[N, V]`` of what follows ``tokens`` ``[N, S]``; ``mask`` ``[N, L]`` covers them and everything before them,
+        and leaves out all of no row."""
 
     @abstractmethod
     def reorder_cache(self, index: Tensor) -> None:

@@ -17,7 +17,7 @@ from lit_align.models.fused_weights import Block, Norm, Product
 from lit_align.models.positions import positions_of
 from lit_align.models.windows import windows
 
-SHORT = 64  # tokens for which there is room, and as many again, whatever is read first
+SHORT = 64  # there is room for twice as many tokens as were read, and for twice as many as these at least
 LARGEST = 100_000_000  # parameters; above, matrix products take most of the time, and a copy of the weights much memory
 BACKBONE = {"embed_tokens", "layers", "norm", "rotary_emb"}
 BLOCK = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
@@ -71,8 +71,8 @@ def _attends_to_all(config: dict[str, Any]) -> bool:
 class FusedRows(RowCache):
     """Left-padded and shared rows read with fewer and larger operations, from a copy of the weights that is made when it begins.
 
-    Padding is not computed. A row that ends leaves a place that the last row takes, so what is remembered is in another order than the
-    caller's rows are.
+    Prompts are read without padding. A row that ends leaves a place that the last row takes, so what is remembered is in another order
+    than the caller's rows are.
     """
 
     @torch.no_grad()
@@ -80,7 +80,7 @@ class FusedRows(RowCache):
         super().__init__(model)
         config, backbone = model.config, model.base_model
         self._blocks, self._norm = [Block(block) for block in backbone.layers], Norm.of(backbone.norm)
-        self._embedding, self._head = backbone.embed_tokens.weight.clone(), Product.of(model.get_output_embeddings())
+        self._embedding, self._head = backbone.embed_tokens.weight.detach(), Product.of(model.get_output_embeddings())
         self._heads, self._groups = config.num_attention_heads, config.num_key_value_heads
         self._width = self._blocks[0].qkv.columns // (self._heads + 2 * self._groups)
         self._length, like = 0, self._embedding.new_empty  # tokens read
@@ -93,13 +93,11 @@ class FusedRows(RowCache):
         """See `RowCache.read`."""
         if self._length == 0:
             return self._begin(tokens, mask)
-        before, logits = self._length + 1, tokens
-        for column, token in enumerate(tokens.unbind(1)):
-            logits = self._next(token, mask[:, : before + column])
-        return logits
+        return [self._next(token, mask[:, : self._length + 1]) for token in tokens.unbind(1)][-1]
 
     def _begin(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        """Every row by itself in attention, and all of them together, without padding, in products; of the last layer what is asked."""
+        """Logits ``[N, V]`` after prompts ``[N, L]``: each by itself in attention, all of them together, without padding, in products;
+        after the last attention the last tokens only."""
         ends = mask.sum(-1).cumsum(-1)
         spans = list(pairwise([0, *ends.tolist()]))
         self._length, self._places = mask.shape[1], torch.arange(len(mask))
@@ -108,22 +106,23 @@ class FusedRows(RowCache):
         rotation, hidden = self._rotation[:, positions_of(mask)[mask]], self._embedding[tokens[mask]]  # [2, M, D], [M, H]
         for block, memory in zip(self._blocks, self._memory, strict=True):
             queries, keys, values = (part.transpose(0, 1) for part in self._asked(block, hidden, rotation))  # [heads, M, D]
-            last, read = block is self._blocks[-1], []
+            last = block is self._blocks[-1]
+            read: list[Tensor] = []  # [heads, S, D] each
             for (start, end), row in zip(spans, memory.unbind(1), strict=True):
                 known = torch.stack([keys[:, start:end], values[:, start:end]])  # [2, G, S, D]
                 row[:, :, self._length - (end - start) :] = known
-                asking = queries[:, end - 1 : end] if last else queries[:, start:end]
-                asking, (seen, said) = asking.unsqueeze(0), known.unsqueeze(1)
-                read.append(F.scaled_dot_product_attention(asking, seen, said, is_causal=not last, enable_gqa=self._heads != self._groups))
+                asking, grouped = queries[:, end - 1 if last else start : end], self._heads != self._groups
+                read.append(F.scaled_dot_product_attention(asking[None], *known[:, None], is_causal=not last, enable_gqa=grouped)[0])
             hidden = hidden[ends - 1] if last else hidden
-            hidden = block.after_attention(hidden, torch.cat(read, 2)[0].transpose(0, 1).flatten(1))
+            hidden = block.after_attention(hidden, torch.cat(read, 1).transpose(0, 1).flatten(1))
         return self._head(self._norm(hidden))
 
     def _next(self, token: Tensor, mask: Tensor) -> Tensor:
-        """One token ``[N]`` of every row."""
-        start, self._length = self._length, self._length + 1
-        if self._length > self._memory.shape[-2]:
+        """Logits ``[N, V]`` after one more token ``[N]`` of every row; ``mask`` is ``[N, L]``."""
+        start = self._length
+        if start == self._memory.shape[-2]:
             self._move(self._places)
+        self._length = start + 1
         rows = self._places.argsort()  # in the order of the memory
         mask = mask[rows]
         rotation, hidden = self._rotation[:, positions_of(mask)[:, -1]], self._embedding[token[rows]]
@@ -148,8 +147,8 @@ class FusedRows(RowCache):
     def reorder_cache(self, index: Tensor) -> None:
         """See `RowCache.reorder_cache`. Rows that are left out are overwritten by others: fresh memory at every step at which a row ends
         would cost more than the copying."""
-        kept, places = index.tolist(), self._places[index].tolist()
-        if kept != sorted(set(kept)):
+        places = self._places[index].tolist()
+        if len(set(places)) < len(places):  # two rows in one place
             self._move(self._places[index])
             return
         free = iter(sorted(set(range(len(places))) - set(places)))
@@ -160,9 +159,8 @@ class FusedRows(RowCache):
         self._places, self._memory = torch.tensor(places, dtype=torch.long), self._memory[:, :, : len(places)]
 
     def _move(self, places: Tensor) -> None:
-        """Take what is at these places ``[N]`` into a memory with more room."""
-        old, room = self._memory, 2 * max(self._length, SHORT)
-        known = min(self._length, old.shape[-2])
+        """Take what is at these places ``[N]`` into a memory of their own, with room for as much again."""
+        old, known, room = self._memory, self._length, 2 * max(self._length, SHORT)
         self._memory = old.new_empty(len(self._blocks), 2, len(places), self._groups, room, self._width)
         for row, place in enumerate(places.tolist()):
             self._memory[:, :, row, :, :known] = old[:, :, place, :, :known]

@@ -54,7 +54,7 @@ def _packed(weight: Tensor) -> Tensor | None:
 
 @dataclass(frozen=True)
 class Norm:
-    """Of the root mean square."""
+    """A norm by the root mean square."""
 
     weight: Tensor
     epsilon: float
@@ -65,7 +65,7 @@ class Norm:
         return cls(module.weight.clone(), vars(module).get("variance_epsilon", vars(module).get("eps")))
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Of the last dimension."""
+        """``[..., D]`` to the same."""
         return F.rms_norm(x, self.weight.shape, self.weight, self.epsilon)
 
 

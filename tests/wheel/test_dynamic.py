@@ -80,6 +80,7 @@ def test_a_rollout_is_of_prompts_with_spread(tiny: str, root: Path) -> None:
     plain = Scores()
     fit(root / "plain", tiny, annotator=plain, trainer={"max_epochs": 6})
     reading = plain.asked
+    assert set(annotator.asked[:8]) == set(reading[:8]), "those of the rollout before further ones"
     assert sorted(annotator.asked) == sorted(reading[: len(annotator.asked)]), (
         "no prompt is left out, and the second rollout goes on behind the search"
     )

@@ -12,7 +12,7 @@ from torch.nn.functional import pad
 from torch.testing import assert_close
 
 from lit_align.generation import CacheSampler
-from lit_align.types import AlignmentBatch, EncodedPrompt, Policy, Rollouts, Sampler, Stream, UserError
+from lit_align.types import AlignmentBatch, EncodedPrompt, Policy, Prompt, Rollouts, Sampler, Stream, UserError
 from tests.tiny import make_dar
 from tests.wheel.harness import Fit, Scores, fit, patchy
 
@@ -108,14 +108,21 @@ class Watched(Sampler):
         return self.sampler.sample(policy, prompts, responses_per_prompt, stream)
 
 
-@pytest.mark.parametrize("extra", [0, 4])
+def short_ones_without_spread(prompt: Prompt, texts: Sequence[str]) -> list[float]:
+    return [float(k) if len(prompt.content) > 2 else 1.0 for k in range(len(texts))]
+
+
+@pytest.mark.parametrize("extra", [0, 12])
 def test_prompts_of_like_length_are_sampled_together_and_return_to_their_order(extra: int, tiny: str, root: Path) -> None:
     sampler, options = Watched(), {"max_extra_prompts": extra, "trainer": {"max_epochs": 1}}
-    parts = fit(root / "parts", tiny, sampler=sampler, annotator=Scores(), chunk_prompts=3, **options)
-    whole = fit(root / "whole", tiny, sampler=CacheSampler(8), annotator=Scores(), chunk_prompts=32, **options)
+    parts, whole = (
+        fit(root / str(size), tiny, sampler=chosen, annotator=Scores(short_ones_without_spread), chunk_prompts=size, **options)
+        for size, chosen in ((3, sampler), (32, CacheSampler(8)))
+    )
+    assert (sum(map(len, sampler.lengths)) > 8) == (extra > 0)
     assert [len(part) for part in sampler.lengths[:3]] == [3, 3, 2]
     drawn = [length for part in sampler.lengths[:3] for length in part]
-    assert drawn == sorted(drawn)
+    assert drawn == sorted(drawn, reverse=True)
     one, other = parts.recorder.rollouts[0], whole.recorder.rollouts[0]
     assert one.prompts == other.prompts
     assert [len(p.content) for p in one.prompts] != sorted(len(p.content) for p in one.prompts), "another order than that of lengths"
