@@ -1,7 +1,6 @@
 """The benchmark's plan, its file of results and its page."""
 
 import json
-import subprocess
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -9,20 +8,15 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from benchmarks.vs_trl import command, memory, report, rows, settings, targets
+from benchmarks.vs_trl import command, report, rows, settings, targets
 from benchmarks.vs_trl.agreement import Disagreement
 from benchmarks.vs_trl.case import Case, published
 from benchmarks.vs_trl.parts import LOOP
 from benchmarks.vs_trl.picture import LEFT, LINE, MISSED, TOP, picture
 from benchmarks.vs_trl.plan import AXES, Planned, along, everything, once, swept, swept_case
 from benchmarks.vs_trl.results import Result, answers, append, asked, code_hash, latest
-from benchmarks.vs_trl.summary import Spread
 
 RLOO, ONLINE_DPO, DAR = published("rloo", "5m", 1), published("online_dpo", "5m", 1), published("dar", "5m", 1)
-
-
-def peak(median: float) -> dict[str, float]:
-    return {"median": median, "low": median - 10, "high": median + 20}
 
 
 def result(case: Case = RLOO, median: float = 2.0, **options: Any) -> Result:
@@ -45,7 +39,7 @@ def result(case: Case = RLOO, median: float = 2.0, **options: Any) -> Result:
         "sides": {first: side | {"wall": 5.0}, second: side | {"cpu": 2.0}},
         "parts": {second: {"sampling": 1.5, LOOP: 0.5}},
         "loop": {second: {"median": 0.02, "low": 0.01, "high": 0.03}},
-        "memory": {first: peak(100.0), second: peak(50.0)},
+        "memory": {first: 100.0, second: 50.0},
         "machine": {"flops": 9e10, "bytes": 3e10},
     } | options
 
@@ -212,27 +206,6 @@ def test_without_trl_it_says_what_to_do(monkeypatch: pytest.MonkeyPatch, capsys:
     assert "make bench" in capsys.readouterr().err
 
 
-# Memory
-
-
-def test_a_peak_is_the_median_of_several_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    said = {"trl": ["10.0", "50.0", "20.0"], "ours": ["7.0", "x", "8.0"]}
-
-    def run(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
-        side = command[command.index("--peak") + 1]
-        assert command[-1] == RLOO.to_json()
-        value = said[side].pop(0)
-        if value == "x":
-            raise subprocess.TimeoutExpired(command, options["timeout"])
-        return subprocess.CompletedProcess(command, 0, stdout=f"noise\n{value}\n")
-
-    monkeypatch.setattr(memory.subprocess, "run", run)
-    monkeypatch.setattr(memory, "RESET", Path(__file__))
-    assert memory.peaks(RLOO, 60) == {"trl": Spread(20.0, 10.0, 50.0)}, "of the other side one is missing"
-    monkeypatch.setattr(memory, "RESET", Path("nowhere"))
-    assert memory.peaks(RLOO, 60) == {}
-
-
 # The page
 
 
@@ -246,11 +219,11 @@ def test_a_row_of_the_table_has_both_sides() -> None:
         "5.00 / 4.00",
         "50 / 50",
         "2.0 / 2.0",
-        "100 (90-120) / 50 (40-70), 0.50",
+        "100 / 50, 0.50",
         "0.5",
     ]
     assert rows.line(result()) == expected
-    assert rows.line(result(memory={"trl": peak(100.0)}))[9] == "100 (90-120) / ?"
+    assert rows.line(result(memory={"trl": 100.0}))[9] == "100 / ?"
     assert len(expected) == len(rows.HEADER)
 
 
@@ -284,11 +257,7 @@ def test_limits_of_a_line_are_met_or_missed() -> None:
     assert limits() == ["2.00: missed", "0.50: met", "2.0% (1.0%-3.0%): met"]
     sides = {side: {"floors": floors} for side, floors in (("trl", 9.0), ("ours", 1.6))}
     loop = {"ours": {"median": 0.031, "low": 0.01, "high": 0.04}}
-    assert limits(sides=sides, memory={"trl": peak(100.0), "ours": peak(51.0)}, loop=loop) == [
-        "1.60: met",
-        "0.51: missed",
-        "3.1% (1.0%-4.0%): missed",
-    ]
+    assert limits(sides=sides, memory={"trl": 100.0, "ours": 51.0}, loop=loop) == ["1.60: met", "0.51: missed", "3.1% (1.0%-4.0%): missed"]
     older = {name: value for name, value in result(memory={}).items() if name not in ("loop", "parts")}
     assert rows.aims_line(older, RLOO.name, targets.LINES[RLOO])[5:] == ["?", "?"]
 

@@ -73,7 +73,7 @@ def measure(line: Planned, texts: Sequence[str], limit: float) -> Result:
         "sides": {side: side_summary(case, size, machine, taken) for side, taken in turns.items()},
         "parts": {side: profile(taken) for side, taken in parts.items()},
         "loop": {side: asdict(loop_share(taken)) for side, taken in parts.items()},
-        "memory": {side: asdict(found) for side, found in memory.peaks(case, limit).items()} if line.memory else {},
+        "memory": memory.peaks(case, limit) if line.memory else {},
     }
 
 

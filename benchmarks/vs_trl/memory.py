@@ -1,7 +1,4 @@
-"""Peak memory of each side, in processes of its own, above what it holds once the policy's weights are loaded.
-
-The same work in another process may hold a third more at its peak, as memory that is given back in another order is used again in
-another way: hence several, and their median.
+"""Peak memory of each side, in a process of its own, above what it holds once the policy's weights are loaded.
 
 What is above: the reference, the optimizer's state, gradients and activations. Linux only: the peak is the kernel's, and it is set back
 when the weights are there.
@@ -12,24 +9,22 @@ import sys
 from pathlib import Path
 
 from benchmarks.vs_trl.case import Case
-from benchmarks.vs_trl.summary import Spread
 
-PROCESSES = 3  # of each side
 STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
-def peaks(case: Case, limit: float) -> dict[str, Spread]:
-    """MiB by side; a side of which a process failed or took more than ``limit`` seconds is missing, and so are both where the kernel can't
+def peaks(case: Case, limit: float) -> dict[str, float]:
+    """MiB by side; a side whose process failed or took more than ``limit`` seconds is missing, and so are both where the kernel can't
     say."""
-    found = dict[str, Spread]()
+    found = {}
     for side in case.sides if RESET.exists() else ():
         command = [sys.executable, "-m", "benchmarks.vs_trl", "--peak", side, case.to_json()]
         try:
-            runs = [subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, timeout=limit) for _ in range(PROCESSES)]
+            said = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, timeout=limit)
         except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
             print(f"No peak memory of {side}: {type(error).__name__}.", file=sys.stderr)
         else:
-            found[side] = Spread.of([float(said.stdout.split()[-1]) for said in runs])
+            found[side] = float(said.stdout.split()[-1])
     return found
 
 

@@ -60,7 +60,7 @@ def line(result: Mapping[str, Any]) -> list[str]:
     """TRL beside lit_align."""
     if "missing" in result:
         return _missing(result, HEADER)
-    peaks = [Spread(**result["memory"][side]).text(0) if side in result["memory"] else "?" for side in ("trl", "ours")]
+    peaks = [f"{result['memory'][side]:.0f}" if side in result["memory"] else "?" for side in ("trl", "ours")]
     share = memory_share(result)
     memory = " / ".join(peaks) + ("" if share is None else f", {share:.2f}")
     return [*_timed(result), _both(result, "tokens_per_second", ".0f"), _both(result, "floors", ".1f"), memory, f"{result['load']:.1f}"]
@@ -116,7 +116,7 @@ def machine_cells(results: Sequence[Mapping[str, Any]]) -> list[str]:
 def memory_share(result: Mapping[str, Any]) -> float | None:
     """lit_align's peak by TRL's; None where one of them is not known."""
     memory = result["memory"]
-    return memory["ours"]["median"] / memory["trl"]["median"] if {"ours", "trl"} <= memory.keys() else None
+    return memory["ours"] / memory["trl"] if {"ours", "trl"} <= memory.keys() else None
 
 
 def _timed(result: Mapping[str, Any]) -> list[str]:
