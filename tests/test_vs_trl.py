@@ -235,8 +235,9 @@ def test_a_step_is_faster_than_the_plain_way(tmp_path: Path) -> None:
         "plain": lambda end: plain_loop(case, made, end),
         "ours": lambda end: ours.fit(module, data, tmp_path / "run", 99, [ours.Hand(end)]),
     }
-    turns = Relay(["plain", "ours"], turns=4, warm_up=1, limit=120).run(loops, threads=1)
-    assert median(ratios(turns["plain"], turns["ours"], "cpu")) > 1.4
+    turns = Relay(["plain", "ours"], turns=6, warm_up=1, limit=120).run(loops, threads=1)
+    # Medians of three runs were 3.2 to 3.6; of one that was trained on a row for every response, and sampled plainly, 2.2.
+    assert median(ratios(turns["plain"], turns["ours"], "cpu")) > 2.6
 
 
 def plain_loop(case: Case, made: World, end_of_turn: EndOfTurn) -> None:

@@ -1,6 +1,8 @@
 """The benchmark's plan, its file of results and its page."""
 
 import json
+import os
+import subprocess
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -8,7 +10,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from benchmarks.vs_trl import command, report, rows, settings, targets
+from benchmarks.vs_trl import command, memory, report, rows, settings, targets
 from benchmarks.vs_trl.agreement import Disagreement
 from benchmarks.vs_trl.case import Case, published
 from benchmarks.vs_trl.parts import LOOP
@@ -204,6 +206,24 @@ def test_without_trl_it_says_what_to_do(monkeypatch: pytest.MonkeyPatch, capsys:
     monkeypatch.setattr(command, "find_spec", lambda name: None)
     assert command.main(["--quick"]) == 1
     assert "make bench" in capsys.readouterr().err
+
+
+# Memory
+
+
+def test_peaks_are_of_processes_that_give_back_what_they_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
+        assert command[-1] == RLOO.to_json()
+        assert options["env"] == {**os.environ, "MALLOC_MMAP_THRESHOLD_": "131072"}
+        if command[command.index("--peak") + 1] == "ours":
+            raise subprocess.TimeoutExpired(command, options["timeout"])
+        return subprocess.CompletedProcess(command, 0, stdout="noise\n20.5\n")
+
+    monkeypatch.setattr(memory.subprocess, "run", run)
+    monkeypatch.setattr(memory, "RESET", Path(__file__))
+    assert memory.peaks(RLOO, 60) == {"trl": 20.5}, "the other side took too long"
+    monkeypatch.setattr(memory, "RESET", Path("nowhere"))
+    assert memory.peaks(RLOO, 60) == {}
 
 
 # The page
