@@ -112,7 +112,8 @@ class FusedRows(RowCache):
                 known = torch.stack([keys[:, start:end], values[:, start:end]])  # [2, G, S, D]
                 row[:, :, self._length - (end - start) :] = known
                 asking, grouped = queries[:, end - 1 if last else start : end], self._heads != self._groups
-                read.append(F.scaled_dot_product_attention(asking[None], *known[:, None], is_causal=not last, enable_gqa=grouped)[0])
+                seen, said = known[:, None]
+                read.append(F.scaled_dot_product_attention(asking[None], seen, said, is_causal=not last, enable_gqa=grouped)[0])
             hidden = hidden[ends - 1] if last else hidden
             hidden = block.after_attention(hidden, torch.cat(read, 1).transpose(0, 1).flatten(1))
         return self._head(self._norm(hidden))
