@@ -51,11 +51,8 @@ class Mutation:
         package = self.file.split("/")[0]
         losses = ["tests/functional", "tests/algorithms/test_common.py", "tests/algorithms"]
         usual = losses if package in ("functional", "algorithms") else [f"tests/{package}"]
-        usual = [
-            *usual,
-            f"lit_align/{self.file}",
-        ]  # last: a file that no test has imported yet, pytest imports twice, with two of each class
-        return usual if self.first is None else [self.first, *usual]
+        doctests = f"lit_align/{self.file}"  # last: a file that no test has imported yet, pytest imports twice, with two of each class
+        return [*([] if self.first is None else [self.first]), *usual, doctests]
 
     def __str__(self) -> str:
         return f"{self.file}: {self.name}"

@@ -19,11 +19,8 @@ from lit_align.types import EncodedPrompt, Prompt, Rollouts, Stream
 SMALL = Shape(64, 128, 2, 4, 2, tied=True, lora=False, vocabulary=512)
 SPREAD = 0.3  # of its weights: texts differ then, and end at different lengths
 PROMPTS, K, TOKENS = 12, 4, 160  # more tokens than there is room for at first
-TIES, TIE, GAP = (
-    1,
-    1e-4,
-    1e-3,
-)  # rows that may be another draw, and how near their two best tokens have to be; nats of a token of the others
+TIES, TIE = 1, 1e-4  # rows that may be another draw, and how near their two best tokens have to be then, in perturbed logits
+GAP = 1e-3  # nats of a token of the others
 STREAM = Stream(0, "gpu", 0)
 
 
